@@ -1,0 +1,1 @@
+"""Benchmarks: us and a pinned peer, interleaved in one run."""

@@ -1,0 +1,1 @@
+"""Training checkpoints: atomic, verified, safetensors and JSON only; what to keep is a pure function."""

@@ -1,0 +1,1 @@
+"""Ray session rules, plans and cost."""

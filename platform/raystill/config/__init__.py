@@ -1,0 +1,1 @@
+"""Configuration: one pydantic schema, loaded from layered YAML files. Imports no torch, ray or vllm."""

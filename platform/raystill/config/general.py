@@ -1,0 +1,116 @@
+"""Sections that every stage shares: run, device, cuda, cluster, training, datasets, prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raystill.config.section import Section, not_yet
+
+Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class RunSection(Section):
+    """`run`: the name, the place and the seed of a run."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the run; its directory."
+    )
+    dir: str = Field("runs", min_length=1, description="Directory that holds runs.")
+    seed: Seed = Field(0, description="Seed of splits, sampling, initial weights and data order.")
+
+
+class DeviceSection(Section):
+    """`device`: where models run."""
+
+    type: Literal["cuda", "cpu", "auto"] = Field("auto", description="auto picks CUDA where there is one.")
+
+
+class CudaSection(Section):
+    """`cuda`: settings of the CUDA allocator and matrix products."""
+
+    cuda_alloc_conf: str = Field(
+        "expandable_segments:True", min_length=1, description="Exported as PYTORCH_CUDA_ALLOC_CONF."
+    )
+    allow_tf32: bool = Field(True, description="TensorFloat-32 in matrix products on Ampere and later.")
+
+
+class ClusterSection(Section):
+    """`cluster`: the Ray cluster that a run uses."""
+
+    address: str | None = Field(
+        None, description="Ray address to join; unset joins RAY_ADDRESS if that is set, else starts a local Ray."
+    )
+    num_cpus: Count | None = Field(None, description="Logical CPUs of a local Ray; unset means all cores.")
+
+
+class CheckpointCleanup(Section):
+    """`training.checkpoint_cleanup`: what is kept besides the milestones (10/25/50/75/90/100 %)."""
+
+    max_checkpoints: Count = Field(3, description="Most recent checkpoints kept besides milestones.")
+    min_free_space_gb: float = Field(
+        50.0, ge=0.0, description="Below this much free disk the recent count falls step by step to 1."
+    )
+
+
+class TrainingSection(Section):
+    """`training`: what all training stages share; a stage's own value wins."""
+
+    steps: Count | None = Field(None, description="Optimizer steps; unset means epochs decide.")
+    save_every: Count = Field(100, description="Optimizer steps between checkpoints.")
+    log_every: Count = Field(10, description="Optimizer steps between metric lines.")
+    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0, description="Share of steps with a rising learning rate.")
+    lr_schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
+    min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="Final learning rate / peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay (matrices only).")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient norm is clipped to this.")
+    max_seq_len: Count = Field(1024, description="Tokens of prompt + completion; longer rows are left out and counted.")
+    max_nonfinite_steps: Count = Field(10, description="Consecutive skipped non-finite steps before stopping.")
+    num_workers: Count = Field(1, description="Data-parallel training workers.")
+    cpus_per_worker: Count | None = Field(None, description="CPUs of a training worker; unset shares all cores.")
+    checkpoint_cleanup: CheckpointCleanup = CheckpointCleanup()
+
+
+class DatasetSection(Section):
+    """One of `datasets`: a prompt dataset by hub name or local path."""
+
+    name: str = Field(min_length=1, description="Hub id, or a label when external_local_path is given.")
+    key: str = Field(min_length=1, description="Column that holds the instruction.")
+    subset: str = Field("default", min_length=1, description="Hub configuration name.")
+    external_local_path: str | None = Field(None, description="Local file or directory used instead of the hub.")
+
+
+class PromptSource(Section):
+    """One of `prompts.sources`: a file or directory of prompts, with its shape."""
+
+    path: str = Field(min_length=1, description="JSONL, Parquet or CSV file, HF dataset directory, or source tree.")
+    format: Literal["auto", "jsonl", "parquet", "csv", "hf", "python_source"] = Field(
+        "auto", description="auto goes by the name; python_source builds prompts from Python files."
+    )
+    shape: Literal["auto", "messages", "prompt", "instruction", "alpaca", "sharegpt"] = Field(
+        "auto", description="How a row says its prompt; auto looks at the columns."
+    )
+    key: str | None = Field(None, description="Column that holds the prompt, where it isn't the shape's own name.")
+    id_column: str | None = Field(None, description="Column with unique ids; unset derives ids from content.")
+    limit: Count | None = Field(None, description="Take only the first rows.")
+
+
+class PromptsSection(Section):
+    """`prompts`: where prompts come from and how they are split."""
+
+    sources: list[PromptSource] = Field(default_factory=list, description="Prompt files, read in order.")
+    system: str | None = Field(None, description="System message put before prompts that have none.")
+    eval_size: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Prompts held out for evaluation; unset means eval_fraction."
+    )
+    eval_fraction: Fraction = Field(0.02, description="Share of prompts held out for evaluation.")
+    split_seed: Seed = Field(0, description="Seed of the split; the same prompts always split the same way.")
+    over_length: Literal["keep", "drop", "error"] = Field(
+        "keep", description="What to do with prompts longer than teacher.base.prompt_length."
+    )
+    max_bad_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="Unreadable rows that are rejected with a reason before the stage stops."
+    )

@@ -1,0 +1,50 @@
+"""The whole configuration as one type. Every key that raystill knows is reachable from `Config`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from raystill.config.general import (
+    ClusterSection,
+    CudaSection,
+    DatasetSection,
+    DeviceSection,
+    PromptsSection,
+    RunSection,
+    TrainingSection,
+)
+from raystill.config.models import AssistantSection, StudentSection
+from raystill.config.output import EvaluationSection, ExportSection
+from raystill.config.section import Section, not_yet
+from raystill.config.teacher import TeacherSection
+from raystill.config.training import LossesSection, TrainSection
+
+
+class Config(Section):
+    """A run: loaded once by `raystill.config.load.load_config`, frozen, edited by nothing downstream."""
+
+    run: RunSection = RunSection()
+    device: DeviceSection = DeviceSection()
+    cuda: CudaSection = CudaSection()
+    cluster: ClusterSection = ClusterSection()
+    datasets: list[DatasetSection] = Field(default_factory=list, description="Prompt datasets by name and key.")
+    prompts: PromptsSection = PromptsSection()
+    teacher: TeacherSection = TeacherSection()
+    assistant: AssistantSection | None = None
+    student: StudentSection = StudentSection()
+    training: TrainingSection = TrainingSection()
+    train: TrainSection = TrainSection()
+    losses: LossesSection = LossesSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    export: ExportSection = ExportSection()
+    curate: dict[str, Any] | None = not_yet(None, "Filtering of teacher outputs.")
+    curriculum: dict[str, Any] | None = not_yet(None, "Length and mixture curricula.")
+    process_supervision: dict[str, Any] | None = not_yet(None, "Per-token weights from spans.")
+    judge: dict[str, Any] | None = not_yet(None, "Judge training.")
+    drafter: dict[str, Any] | None = not_yet(None, "Drafter training.")
+    qat: dict[str, Any] | None = not_yet(None, "Quantisation-aware training.")
+    tune: dict[str, Any] | None = not_yet(None, "Sweeps.")
+    hardware_profiles: dict[str, Any] | None = not_yet(None, "Targets per machine.")
+    tracing: dict[str, Any] | None = not_yet(None, "Experiment tracking.")

@@ -1,0 +1,159 @@
+"""`teacher`: the model whose outputs are bought or computed, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raystill.config.general import Count
+from raystill.config.section import Section, not_yet
+
+Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+DownloadSize = Literal["16k", "32k", "64k"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+
+
+class TeacherBase(Section):
+    """`teacher.base`: what open and closed teachers share."""
+
+    prompt_length: Count | None = Field(
+        None, description="Soft limit of a prompt in tokens: counted and reported; prompts.over_length decides."
+    )
+    output_path: str | None = Field(
+        None, description="JSONL export of the teacher's outputs; unset puts it into the run directory."
+    )
+
+
+class OpenModel(Section):
+    """`teacher.open.model`: which checkpoint, and how it is loaded."""
+
+    name: str = Field(min_length=1, description="Hub id or local directory (safetensors).")
+    revision: str | None = Field(None, description="Commit or tag on the hub; required with trust_remote_code.")
+    save_path: str | None = Field(None, description="Directory that a hub model is downloaded into.")
+    trust_remote_code: bool = Field(False, description="Run code of the repository; needs a pinned revision.")
+    attn_implementation: Attention = Field(
+        "sdpa", description="Attention of the transformers engine; flash_attention_2 falls back to sdpa."
+    )
+    bfloat16: bool = Field(True, description="bfloat16 weights; false means float32.")
+
+
+class OpenPipeline(Section):
+    """`teacher.open.pipeline`: sampling and speed of an open teacher."""
+
+    max_new_tokens: Count = Field(512, description="Longest completion in tokens.")
+    temperature: Temperature = Field(0.3, description="Sampling temperature; above 0 with do_sample.")
+    top_p: TopP = Field(0.95, description="Nucleus sampling.")
+    top_k: Annotated[int, Field(ge=0)] = Field(50, description="Sampling cutoff; 0 means none.")
+    use_cache: bool = Field(True, description="vLLM: prefix caching. transformers: the key/value cache.")
+    do_sample: bool = Field(True, description="false means greedy decoding.")
+    batch_size: Count | None = Field(
+        None, description="transformers: prompts per batch. vLLM: rows in flight per engine. Unset: the engine's own."
+    )
+    resume: bool = Field(True, description="false starts a new store and keeps the old one aside.")
+
+
+class OpenTokenizer(Section):
+    """`teacher.open.tokenizer`: how prompts become tokens and completions become text."""
+
+    additional_special_tokens: list[str] = Field(
+        default_factory=list, description="Extra stop tokens; they must be in the vocabulary."
+    )
+    padding_side: Literal["left", "right"] = Field("left", description="transformers engine only.")
+    add_generation_prompt: bool = Field(True, description="End the prompt with the assistant's header.")
+    tokenize: bool = Field(True, description="Must be true: engines take token ids.")
+    padding: bool = Field(True, description="transformers engine only: pad a batch, or run rows one by one.")
+    truncation: bool = Field(False, description="Cut prompts that exceed the context instead of rejecting them.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the completion's text.")
+    clean_up_tokenization_spaces: bool = Field(False, description="Tidy spaces in the completion's text.")
+    use_fast: bool = Field(True, description="Fast tokenizer implementation.")
+
+
+class DownloadSection(Section):
+    """`teacher.*.data.download`: a prepared dataset instead of generating."""
+
+    size: DownloadSize | None = not_yet(None, "Variant of a prepared teacher dataset to fetch.")
+
+
+class DataSection(Section):
+    """`teacher.*.data`."""
+
+    download: DownloadSection = DownloadSection()
+
+
+class OpenTeacher(Section):
+    """`teacher.open`: a teacher with open weights."""
+
+    model: OpenModel
+    pipeline: OpenPipeline = OpenPipeline()
+    tokenizer: OpenTokenizer = OpenTokenizer()
+    data: DataSection = DataSection()
+
+
+class ClosedModel(Section):
+    """`teacher.closed.model`."""
+
+    name: str = Field(min_length=1, description="Model name of the endpoint.")
+
+
+class ClosedPipeline(Section):
+    """`teacher.closed.pipeline`."""
+
+    temperature: Temperature = Field(0.7, description="Sampling temperature.")
+    top_p: TopP = Field(0.9, description="Nucleus sampling.")
+    batch_size: Count = Field(2, description="Requests in flight.")
+
+
+class ClosedTeacher(Section):
+    """`teacher.closed`: a teacher behind an API. Loads; generation with it is not supported yet."""
+
+    model: ClosedModel
+    pipeline: ClosedPipeline = ClosedPipeline()
+    data: DataSection = DataSection()
+
+
+class SignalsSection(Section):
+    """`teacher.signals`: the distributions stored beside the text."""
+
+    num_logprobs: Annotated[int, Field(ge=0, le=256)] = Field(
+        20, description="K: logprobs stored per completion token; 0 stores text only."
+    )
+    capture: Literal["auto", "generation", "score"] = Field(
+        "auto", description="generation: with the text. score: teacher forcing afterwards. auto: the engine's best."
+    )
+
+
+class VllmSection(Section):
+    """`teacher.vllm`: what only the vLLM engine has."""
+
+    num_engines: Count = Field(1, description="Engines in the Ray Data actor pool.")
+    tensor_parallel_size: Count = Field(1, description="GPUs per engine.")
+    max_num_seqs: Count = Field(256, description="Sequences that an engine decodes at once.")
+    max_num_batched_tokens: Count | None = Field(None, description="Tokens per engine step; unset: vLLM's own.")
+    max_model_len: Count | None = Field(None, description="Context in tokens; unset: the model's own.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.9, description="Share of GPU memory.")
+    kv_cache_gib: Annotated[float, Field(gt=0.0)] = Field(2.0, description="Key/value cache on CPU in GiB.")
+    enforce_eager: bool = Field(True, description="No graph compilation: starts faster.")
+
+
+class StoreSection(Section):
+    """`teacher.store`: where teacher outputs live and how they are cut into files."""
+
+    path: str | None = Field(None, description="Store directory, shared by runs; unset: inside the run directory.")
+    num_partitions: Annotated[int, Field(gt=0, le=4096)] = Field(8, description="Partitions by key hash.")
+    rows_per_part: Count = Field(256, description="Rows per committed Parquet part.")
+
+
+class TeacherSection(Section):
+    """`teacher`: one open or one closed teacher."""
+
+    engine: Literal["auto", "vllm", "transformers", "openai", "fake"] = Field(
+        "auto", description="auto: vllm where it is installed, else transformers; openai for a closed teacher."
+    )
+    base: TeacherBase = TeacherBase()
+    open: OpenTeacher | None = Field(None, description="A teacher with open weights.")
+    closed: ClosedTeacher | None = Field(None, description="A teacher behind an API.")
+    signals: SignalsSection = SignalsSection()
+    vllm: VllmSection = VllmSection()
+    store: StoreSection = StoreSection()

@@ -1,0 +1,142 @@
+"""`train` and `losses`: the two training stages and what they minimise."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raystill.config.general import Count, Fraction, Seed
+from raystill.config.models import LoraBias, TaskType
+from raystill.config.section import Section, not_yet
+
+ReportTo = Literal["none", "mlflow", "tensorboard", "wandb"]
+EvalStrategy = Literal["no", "epoch", "steps"]
+
+
+class Experiment(Section):
+    """`train.*.experiment`: names for an experiment tracker. Trackers are not supported yet."""
+
+    name: str = Field(min_length=1, description="Experiment.")
+    path: str = Field(".logs/mlruns", description="Local store of runs.")
+    run_name: str = Field(min_length=1, description="Run.")
+    set_tracking_uri: str = Field("file:.logs/mlruns", description="Tracking URI.")
+    dataset_artifact_path: str = Field("dataset", description="Artifact path of the data.")
+    model_artifact_path: str = Field("huggingface_model", description="Artifact path of the model.")
+    registered_model_name: str | None = Field(None, description="Name in a model registry.")
+    dataset_tags: dict[str, str] = Field(default_factory=dict, description="Tags on the data.")
+
+
+class SftDataset(Section):
+    """`train.sft.dataset`."""
+
+    seed: Seed = Field(19, description="Seed of the train/test split and of the data order.")
+    test_size: Fraction = Field(0.1, description="Share of training rows held out for the evaluation loss.")
+    train_batched: bool = not_yet(True, "Batched tokenisation of training rows (always on).")
+    eval_batched: bool = not_yet(True, "Batched tokenisation of evaluation rows (always on).")
+
+
+class SftTokenizer(Section):
+    """`train.sft.tokenizer`."""
+
+    truncation: bool = Field(False, description="Cut rows longer than max_length instead of leaving them out.")
+    max_length: Count | None = Field(None, description="Tokens per row; unset: training.max_seq_len.")
+    mlm: bool = not_yet(False, "Masked language modelling: not for causal models.")
+
+
+class LoraSection(Section):
+    """`train.*.peft.lora`."""
+
+    r: Count = Field(16, description="Rank.")
+    lora_alpha: Count = Field(32, description="Scale.")
+    lora_dropout: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.05, description="Dropout in LoRA layers.")
+    target_modules: Literal["all-linear"] | list[str] = Field("all-linear", description="Modules that get adapters.")
+    modules_to_save: list[str] = Field(default_factory=list, description="Modules trained in full beside the adapters.")
+    task_type: TaskType = Field("CAUSAL_LM", description="PEFT task.")
+    bias: LoraBias = Field("none", description="Which biases train.")
+
+
+class PeftSection(Section):
+    """`train.*.peft`: unset trains all weights."""
+
+    lora: LoraSection | None = None
+
+
+class StageCommon(Section):
+    """Keys that both training stages have."""
+
+    steps: Count | None = Field(None, description="Optimizer steps; wins over training.steps and epochs.")
+    num_train_epochs: Count = Field(1, description="Passes over the data, where steps are not given.")
+    per_device_train_batch_size: Count = Field(1, description="Rows per micro-batch and worker.")
+    gradient_accumulation_steps: Count = Field(1, description="Micro-batches per optimizer step.")
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
+    overwrite_output_dir: bool = Field(True, description="Replace the copy at save_path/output_dir of an earlier run.")
+    logging_steps: Count | None = Field(None, description="Wins over training.log_every.")
+    save_steps: Count | None = Field(None, description="Wins over training.save_every.")
+    report_to: ReportTo = not_yet("none", "Experiment tracker.")
+    experiment: Experiment | None = not_yet(None, "Experiment tracker's names.")
+    peft: PeftSection = PeftSection()
+
+
+class SftSection(StageCommon):
+    """`train.sft`: supervised fine-tuning on the teacher's completions."""
+
+    model_name: str = Field("Assistant", min_length=1, description="Label of the trained model in reports.")
+    save_path: str | None = Field(None, description="Where the trained model is also written.")
+    bfloat16: bool = Field(False, description="bfloat16 autocast.")
+    fp16: bool = Field(False, description="float16 autocast with loss scaling; CUDA only.")
+    eval_strategy: EvalStrategy = Field("epoch", description="When the held-out loss is measured.")
+    dataset: SftDataset = SftDataset()
+    tokenizer: SftTokenizer = SftTokenizer()
+
+
+class KdLoss(Section):
+    """`train.distillation.knowledgedistillation.loss`."""
+
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        1.0, description="KD temperature, applied to teacher and student; the term is multiplied by T^2."
+    )
+    reduction: Literal["batchmean", "sum", "mean", "none"] = Field(
+        "batchmean", description="batchmean and mean: per completion token. sum and none are refused."
+    )
+
+
+class KnowledgeDistillation(Section):
+    """`train.distillation.knowledgedistillation`: loss = (1 - weight) * CE + weight * KD."""
+
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.5, description="Share of the KD term.")
+    loss: KdLoss = KdLoss()
+
+
+class DistillationSection(StageCommon):
+    """`train.distillation`: the student learns the teacher's distributions from the store."""
+
+    output_dir: str | None = Field(None, description="Where the trained student is also written.")
+    bf16: bool = Field(False, description="bfloat16 autocast.")
+    fp16: bool = Field(False, description="float16 autocast with loss scaling; CUDA only.")
+    evaluation_strategy: EvalStrategy = Field("epoch", description="When the held-out loss is measured.")
+    run_name: str = Field("KnowledgeDistillation", min_length=1, description="Label of the student in reports.")
+    init: Literal["auto", "sft", "student"] = Field(
+        "auto", description="Start from the SFT checkpoint or from `student`; auto: sft where that stage trained the student."
+    )
+    seed: Seed = Field(42, description="Seed of the train/test split and of the data order.")
+    test_size: Fraction = Field(0.1, description="Share of training rows held out for the evaluation loss.")
+    knowledgedistillation: KnowledgeDistillation = KnowledgeDistillation()
+
+
+class TrainSection(Section):
+    """`train`: a stage that is not given does not run."""
+
+    sft: SftSection | None = None
+    distillation: DistillationSection | None = None
+
+
+class LossesSection(Section):
+    """`losses`: the terms of the distillation loss; a value here wins over knowledgedistillation.*."""
+
+    divergence: Literal["forward_kl", "reverse_kl"] = Field("forward_kl", description="Between teacher and student.")
+    tail: Literal["bucket"] = Field("bucket", description="Mass outside the stored top k is one more outcome.")
+    num_logprobs: Count | None = Field(None, description="Use only so many stored logprobs (a view); unset: all.")
+    kl_weight: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Weight of the KD term.")
+    ce_weight: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Weight of the teacher's tokens.")
+    kd_temperature: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(None, description="KD temperature.")

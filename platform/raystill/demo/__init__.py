@@ -1,0 +1,1 @@
+"""The demo: verifiable tasks and a small bundled teacher."""

@@ -1,0 +1,1 @@
+"""Stage evaluate: how far the student is from the teacher."""

@@ -1,0 +1,1 @@
+"""Stage export: the student as files that other programs load."""

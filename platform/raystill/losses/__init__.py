@@ -1,0 +1,1 @@
+"""Divergences and their chunked kernels: pure functions on tensors."""

@@ -1,0 +1,1 @@
+"""Stage prepare: prompt sources become one immutable, deduplicated, split prompt table."""

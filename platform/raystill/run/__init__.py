@@ -1,0 +1,1 @@
+"""The run directory: paths, atomic publishing, manifests, locks, stage execution, metrics and progress."""

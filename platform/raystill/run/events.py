@@ -1,0 +1,35 @@
+"""The run's log: one JSON object per event, with stable names, appended to logs/run.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class EventLog:
+    """Appends events of one stage. A context manager; lines are flushed as they are written."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self._path = path
+        self._stage = stage
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append one event; `fields` must be JSON-able."""
+        record = {"time": round(time.time(), 3), "stage": self._stage, "event": event, **fields}
+        self._stream.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.emit("stage_failed", error=type(error).__name__)
+        self._stream.close()

@@ -1,0 +1,47 @@
+"""One writer per run directory. The lock dies with its process, so a crash never leaves a stale one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from raystill.errors import EnvironmentFault
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold `path` exclusively for the body.
+
+    Raises EnvironmentFault naming the holder's process and host if somebody else has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_suffix(".holder.json")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise EnvironmentFault(
+            f"another process works on this run ({_describe(holder)})",
+            where=str(path.parent),
+            fix="wait for it, stop it, or choose another run.name",
+        ) from error
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        facts = json.loads(holder.read_text(encoding="utf-8"))
+        return f"pid {facts['pid']} on {facts['host']}"
+    except (OSError, ValueError, KeyError):
+        return "its process is unknown"

@@ -1,0 +1,106 @@
+"""The one module that owns every path of a run directory. Nothing else joins artefact names.
+
+    runs/<name>/
+      prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
+      teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
+      generate/           teacher.jsonl, manifest.json                              (generate)
+      score/              manifest.json                                             (score)
+      sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
+      evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
+      export/             model/, export.json, manifest.json                        (export)
+      report.html         one self-contained page                                   (report)
+      logs/               run.jsonl and one text log per stage
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from raystill.config.schema import Config
+
+StageName = Literal["prepare", "generate", "score", "sft", "distill", "evaluate", "export"]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+
+MANIFEST_NAME = "manifest.json"
+STARTED_NAME = "started.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of one run, from its root directory. Pure: nothing here touches the disk."""
+
+    root: Path
+    store: Path
+
+    @classmethod
+    def from_config(cls, config: Config) -> RunPaths:
+        """The run directory that `run.dir` and `run.name` name, and the store it uses."""
+        root = Path(config.run.dir).expanduser() / config.run.name
+        own_store = config.teacher.store.path
+        return cls(root=root, store=Path(own_store).expanduser() if own_store else root / "teacher_store")
+
+    def stage_dir(self, stage: StageName) -> Path:
+        """Directory of a stage's output; it holds the stage's manifest."""
+        return self.root / ("prompts" if stage == "prepare" else stage)
+
+    @property
+    def prompt_table(self) -> Path:
+        return self.stage_dir("prepare") / "prompts.parquet"
+
+    @property
+    def prompt_rejects(self) -> Path:
+        return self.stage_dir("prepare") / "rejects.parquet"
+
+    @property
+    def teacher_jsonl(self) -> Path:
+        return self.stage_dir("generate") / "teacher.jsonl"
+
+    def checkpoints(self, stage: StageName) -> Path:
+        """Checkpoints of a training stage."""
+        return self.stage_dir(stage) / "checkpoints"
+
+    def model(self, stage: StageName) -> Path:
+        """The final model of `sft`, `distill` or `export`, loadable by transformers."""
+        return self.stage_dir(stage) / "model"
+
+    def initial_model(self, stage: StageName) -> Path:
+        """The model that a training stage started from, kept for the gap report's `untrained` row."""
+        return self.stage_dir(stage) / "initial_model"
+
+    def training_metrics(self, stage: StageName) -> Path:
+        """One JSON object per logged step of a training stage."""
+        return self.stage_dir(stage) / "metrics.jsonl"
+
+    @property
+    def evaluation_results(self) -> Path:
+        return self.stage_dir("evaluate") / "results.json"
+
+    @property
+    def evaluation_completions(self) -> Path:
+        return self.stage_dir("evaluate") / "completions.parquet"
+
+    @property
+    def export_verdict(self) -> Path:
+        return self.stage_dir("export") / "export.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def run_log(self) -> Path:
+        return self.logs / "run.jsonl"
+
+    @property
+    def resolved_config(self) -> Path:
+        return self.root / "resolved.yaml"

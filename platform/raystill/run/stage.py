@@ -1,0 +1,197 @@
+"""How a stage runs: skip what is complete, resume what is not, refuse what has changed.
+
+A stage is data (`Stage`) plus a body. Stages meet only on disk: a body reads its inputs' directories through
+`RunPaths`, writes below its own directory, and returns what the manifest should say. `execute` writes the
+manifest last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raystill.config.schema import Config
+from raystill.errors import ConfigError, DataError
+from raystill.run.events import EventLog
+from raystill.run.manifest import (
+    Manifest,
+    fingerprint_of,
+    installed_packages,
+    load_manifest,
+    record_files,
+    save_manifest,
+)
+from raystill.run.paths import STARTED_NAME, RunPaths, StageName
+from raystill.run.publish import sweep_temporaries, write_json
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage's body gets: nothing global, nothing hidden."""
+
+    config: Config
+    paths: RunPaths
+    output: Path
+    inputs: Mapping[StageName, Manifest]
+    events: EventLog
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage's body returns.
+
+    `content` identifies the output for the stages after it (defaults to the files' checksums); give it where
+    the bytes may differ between equal outputs, such as a store whose parts were cut differently.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    content: Any = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline.
+
+    `config_keys` are the dotted paths whose values decide the output: changing any other key neither reruns
+    nor invalidates the stage. `inputs` names the stages that must be complete before this one.
+    """
+
+    name: StageName
+    config_keys: tuple[str, ...]
+    inputs: Callable[[Config], tuple[StageName, ...]]
+    body: Callable[[StageContext], StageResult]
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What `execute` did: the stage's manifest, and whether it was there already."""
+
+    manifest: Manifest
+    skipped: bool
+
+
+def config_slice(config: Config, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values at `keys` (dotted paths), as JSON-able data keyed by path."""
+    whole = config.model_dump(mode="json")
+    values = {}
+    for key in keys:
+        value: Any = whole
+        for part in key.split("."):
+            value = None if value is None else value[part]
+        values[key] = value
+    return values
+
+
+def load_inputs(stage: Stage, config: Config, paths: RunPaths) -> dict[StageName, Manifest]:
+    """Manifests of the stage's inputs. Raises DataError naming the first stage that is not complete."""
+    manifests: dict[StageName, Manifest] = {}
+    for name in stage.inputs(config):
+        manifest = load_manifest(paths.stage_dir(name))
+        if manifest is None:
+            raise DataError(
+                f"{stage.name} needs the output of {name}, which is not complete",
+                where=str(paths.stage_dir(name)),
+                fix=f"raystill {name} --config ... first, or raystill run for the whole pipeline",
+            )
+        manifests[name] = manifest
+    return manifests
+
+
+def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One line per leaf that differs between two slices: `key: was -> is`."""
+    before, after = dict(_leaves(recorded)), dict(_leaves(current))
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def execute(stage: Stage, config: Config, paths: RunPaths, *, fresh: bool = False) -> StageOutcome:
+    """Run `stage`, or skip it if its output is complete and nothing that decides it has changed.
+
+    Raises ConfigError naming the changed keys or inputs when a complete or half-done output was made from
+    something else (`fresh=True` replaces it), and DataError when an input stage is not complete. The caller
+    holds the run lock.
+    """
+    inputs = load_inputs(stage, config, paths)
+    output = paths.stage_dir(stage.name)
+    origin = {
+        "config": config_slice(config, stage.config_keys),
+        "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()},
+    }
+    if fresh:
+        shutil.rmtree(output, ignore_errors=True)
+    complete = load_manifest(output)
+    if complete is not None:
+        _refuse_changes(stage, {"config": complete.config, "inputs": complete.inputs}, origin, output)
+        return StageOutcome(complete, skipped=True)
+    _begin(stage, origin, output)
+    with EventLog(paths.run_log, stage=stage.name) as events:
+        events.emit("stage_started", output=str(output))
+        started = time.monotonic()
+        result = stage.body(StageContext(config, paths, output, inputs, events))
+        manifest = _finish(stage, origin, output, result, time.monotonic() - started)
+        events.emit("stage_finished", seconds=manifest.seconds, counts=manifest.counts)
+    return StageOutcome(manifest, skipped=False)
+
+
+def _begin(stage: Stage, origin: dict[str, Any], output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(output)
+    started = output / STARTED_NAME
+    if started.exists():
+        _refuse_changes(stage, json.loads(started.read_text(encoding="utf-8")), origin, output)
+    else:
+        write_json(started, origin)
+
+
+def _finish(
+    stage: Stage, origin: dict[str, Any], output: Path, result: StageResult, seconds: float
+) -> Manifest:
+    files = record_files(output, result.files)
+    content = result.content if result.content is not None else {n: r.sha256 for n, r in files.items()}
+    manifest = Manifest(
+        stage=stage.name,
+        fingerprint=fingerprint_of({"stage": stage.name, "content": content}),
+        config=origin["config"],
+        inputs=origin["inputs"],
+        counts=result.counts,
+        metrics=result.metrics,
+        files=files,
+        packages=installed_packages(),
+        seconds=round(seconds, 3),
+    )
+    save_manifest(output, manifest)
+    return manifest
+
+
+def _refuse_changes(stage: Stage, recorded: dict[str, Any], current: dict[str, Any], output: Path) -> None:
+    differences = changed_keys(recorded["config"], current["config"])
+    differences += [
+        f"input {name}: made from another version"
+        for name in sorted(set(recorded["inputs"]) | set(current["inputs"]))
+        if recorded["inputs"].get(name) != current["inputs"].get(name)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{stage.name} was made with other settings:\n    " + "\n    ".join(differences),
+            where=str(output),
+            fix=f"restore the settings, choose another run.name, or replace the output with "
+            f"`raystill {stage.name} --fresh`",
+        )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        path = f"{prefix}.{key}" if prefix else key
+        found += _leaves(value, path) if isinstance(value, Mapping) else [(path, value)]
+    return found

@@ -1,0 +1,1 @@
+"""The teacher store: immutable Parquet parts plus commits; written once, read by any number of students."""

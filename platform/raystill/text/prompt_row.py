@@ -1,0 +1,41 @@
+"""The prompt table: one row per distinct prompt, read by every later stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+Split = Literal["train", "eval"]
+TaskKind = Literal["text", "exact", "tool_call"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `messages` is a list of {"role", "content"}; `reference` is the right answer where known.
+
+    `task` says how a completion is judged: `text` (no exact answer), `exact` (equal after stripping),
+    `tool_call` (one JSON object with `name` and `arguments`).
+    """
+
+    id: str
+    source: str
+    split: Split
+    messages: list[dict[str, str]]
+    task: TaskKind
+    reference: str | None
+    num_tokens: int
+
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("messages", pa.string(), nullable=False),  # JSON
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+    ]
+)

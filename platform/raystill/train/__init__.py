@@ -1,0 +1,1 @@
+"""Stages sft and distill: one loop, many objectives."""
