@@ -67,6 +67,7 @@ class Stage:
     config_keys: tuple[str, ...]
     inputs: Callable[[Config], tuple[StageName, ...]]
     body: Callable[[StageContext], StageResult]
+    needs_ray: bool = False
 
 
 @dataclass(frozen=True)
