@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, DataError
+from raystill.errors import ConfigError, DataError, RaystillError
 from raystill.run.events import EventLog
 from raystill.run.manifest import (
     Manifest,
@@ -28,6 +28,8 @@ from raystill.run.manifest import (
 )
 from raystill.run.paths import STARTED_NAME, RunPaths, StageName
 from raystill.run.publish import sweep_temporaries, write_json
+
+_EXTERNAL_PREFIX = "file:"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Stage:
 
     `config_keys` are the dotted paths whose values decide the output: changing any other key neither reruns
     nor invalidates the stage. `inputs` names the stages that must be complete before this one.
+
+    `external_inputs` fingerprints what the stage reads from outside the run (name -> hash of the content);
+    it is compared like `inputs`, except that a name which is no longer reported is not a change: a finished
+    run stays usable where its sources are not. `preflight` raises for what can be known to be wrong before
+    anything is written or removed; it runs only when the body would.
     """
 
     name: StageName
@@ -68,6 +75,8 @@ class Stage:
     inputs: Callable[[Config], tuple[StageName, ...]]
     body: Callable[[StageContext], StageResult]
     needs_ray: bool = False
+    external_inputs: Callable[[Config], dict[str, str]] | None = None
+    preflight: Callable[[Config, RunPaths], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,30 +124,45 @@ def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     ]
 
 
-def execute(stage: Stage, config: Config, paths: RunPaths, *, fresh: bool = False) -> StageOutcome:
+def execute(
+    stage: Stage,
+    config: Config,
+    paths: RunPaths,
+    *,
+    fresh: bool = False,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> StageOutcome:
     """Run `stage`, or skip it if its output is complete and nothing that decides it has changed.
 
     Raises ConfigError naming the changed keys or inputs when a complete or half-done output was made from
     something else (`fresh=True` replaces it), and DataError when an input stage is not complete. The caller
-    holds the run lock.
+    holds the run lock. `on_event` sees every event that the stage logs.
     """
     inputs = load_inputs(stage, config, paths)
     output = paths.stage_dir(stage.name)
+    external = stage.external_inputs(config) if stage.external_inputs else {}
     origin = {
         "config": config_slice(config, stage.config_keys),
-        "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()},
+        "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()}
+        | {_EXTERNAL_PREFIX + name: content for name, content in external.items()},
     }
-    if fresh:
-        shutil.rmtree(output, ignore_errors=True)
-    complete = load_manifest(output)
+    complete = None if fresh else load_manifest(output)
     if complete is not None:
         _refuse_changes(stage, {"config": complete.config, "inputs": complete.inputs}, origin, output)
         return StageOutcome(complete, skipped=True)
+    if stage.preflight:
+        stage.preflight(config, paths)
+    if fresh:
+        shutil.rmtree(output, ignore_errors=True)
     _begin(stage, origin, output)
-    with EventLog(paths.run_log, stage=stage.name) as events:
+    with EventLog(paths.run_log, stage.name, on_event) as events:
         events.emit("stage_started", output=str(output))
         started = time.monotonic()
-        result = stage.body(StageContext(config, paths, output, inputs, events))
+        try:
+            result = stage.body(StageContext(config, paths, output, inputs, events))
+        except RaystillError:
+            _forget_empty_start(output)
+            raise
         manifest = _finish(stage, origin, output, result, time.monotonic() - started)
         events.emit("stage_finished", seconds=manifest.seconds, counts=manifest.counts)
     return StageOutcome(manifest, skipped=False)
@@ -152,6 +176,14 @@ def _begin(stage: Stage, origin: dict[str, Any], output: Path) -> None:
         _refuse_changes(stage, json.loads(started.read_text(encoding="utf-8")), origin, output)
     else:
         write_json(started, origin)
+
+
+def _forget_empty_start(output: Path) -> None:
+    """Drop the record of a start that left nothing behind: corrected settings then need no --fresh."""
+    sweep_temporaries(output)
+    if [item.name for item in output.iterdir()] == [STARTED_NAME]:
+        (output / STARTED_NAME).unlink()
+        output.rmdir()
 
 
 def _finish(
@@ -180,6 +212,7 @@ def _refuse_changes(stage: Stage, recorded: dict[str, Any], current: dict[str, A
         f"input {name}: made from another version"
         for name in sorted(set(recorded["inputs"]) | set(current["inputs"]))
         if recorded["inputs"].get(name) != current["inputs"].get(name)
+        and (name in current["inputs"] or not name.startswith(_EXTERNAL_PREFIX))
     ]
     if differences:
         raise ConfigError(
