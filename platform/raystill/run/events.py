@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 class EventLog:
     """Appends events of one stage. A context manager; lines are flushed as they are written."""
 
-    def __init__(self, path: Path, stage: str) -> None:
+    def __init__(
+        self, path: Path, stage: str, on_event: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """Open `path` for `stage`; `on_event` also gets every event, for a terminal that shows progress."""
         self._path = path
         self._stage = stage
+        self._on_event = on_event
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("a", encoding="utf-8")
 
@@ -23,6 +28,8 @@ class EventLog:
         record = {"time": round(time.time(), 3), "stage": self._stage, "event": event, **fields}
         self._stream.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
         self._stream.flush()
+        if self._on_event is not None:
+            self._on_event(record)
 
     def __enter__(self) -> EventLog:
         return self

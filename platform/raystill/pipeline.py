@@ -1,0 +1,250 @@
+"""The stage graph: which stages a configuration has, in which order, and how they run.
+
+    prepare -> generate -> score -> sft -> distill -> evaluate -> export -> report
+
+The one file that knows every stage. The command line and the jobs call `run_pipeline` and `run_stage`;
+both go through `_run`, so a stage behaves the same however it is started. Stage modules import their heavy
+libraries inside functions, so a run whose stages are all complete ends in seconds without torch or Ray.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import FrameType, TracebackType
+from typing import Any, Literal, Protocol, cast, get_args
+
+import yaml
+
+from raystill.config.load import LoadedConfig
+from raystill.config.schema import Config
+from raystill.config.support import require_supported
+from raystill.errors import ConfigError
+from raystill.run.lock import hold_lock
+from raystill.run.paths import STAGE_NAMES, RunPaths, StageName
+from raystill.run.publish import publish_file
+from raystill.run.stage import Stage, execute, load_inputs
+from raystill.run.state import load_stage_state, validate_run_root
+
+Step = Literal["prepare", "generate", "score", "sft", "distill", "evaluate", "export", "report"]
+STEP_NAMES: tuple[Step, ...] = get_args(Step)
+
+_STAGES: dict[StageName, tuple[str, str]] = {
+    "prepare": ("raystill.prompts.stage", "STAGE"),
+    "generate": ("raystill.teacher.generate_stage", "GENERATE_STAGE"),
+    "score": ("raystill.teacher.score_stage", "SCORE_STAGE"),
+    "sft": ("raystill.train.stage", "SFT_STAGE"),
+    "distill": ("raystill.train.stage", "DISTILL_STAGE"),
+    "evaluate": ("raystill.evaluate.stage", "STAGE"),
+    "export": ("raystill.export.stage", "STAGE"),
+}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What happened to one step: whether it was complete already, and how long its work took."""
+
+    name: Step
+    skipped: bool
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a command did, in order."""
+
+    paths: RunPaths
+    steps: tuple[StepResult, ...]
+    seconds: float
+
+
+class Observer(Protocol):
+    """Sees a run as it happens; the terminal is one."""
+
+    def step_started(self, name: Step, position: int, total: int) -> None:
+        """A step begins; `position` counts from 1."""
+        ...
+
+    def event(self, record: dict[str, Any]) -> None:
+        """A stage logged an event (see raystill.run.events)."""
+        ...
+
+    def step_finished(self, result: StepResult) -> None:
+        """A step is complete, now or since an earlier run."""
+        ...
+
+
+class SilentObserver:
+    """An observer that looks away."""
+
+    def step_started(self, name: Step, position: int, total: int) -> None:
+        """Nothing to show."""
+
+    def event(self, record: dict[str, Any]) -> None:
+        """Nothing to show."""
+
+    def step_finished(self, result: StepResult) -> None:
+        """Nothing to show."""
+
+
+def load_stage(name: StageName) -> Stage:
+    """The stage's definition; imports its package, but none of its heavy libraries."""
+    module, attribute = _STAGES[name]
+    return cast(Stage, getattr(import_module(module), attribute))
+
+
+def plan_stages(config: Config) -> tuple[Stage, ...]:
+    """The stages of a whole run, in order.
+
+    Teacher outputs are always made; training follows `train`; a model is evaluated and exported if one is
+    trained. Everything else (score) takes part where a stage of the run asks for its output.
+    """
+    wanted: set[StageName] = {"prepare", "generate"}
+    if config.train.sft is not None:
+        wanted.add("sft")
+    if config.train.distillation is not None:
+        wanted.add("distill")
+    if wanted & {"sft", "distill"}:
+        wanted |= {"evaluate", "export"}
+    elif config.teacher.signals.capture == "score":
+        wanted.add("score")
+    stages: dict[StageName, Stage] = {}
+    waiting = sorted(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in stages:
+            stages[name] = load_stage(name)
+            waiting += stages[name].inputs(config)
+    return tuple(stages[name] for name in STAGE_NAMES if name in stages)
+
+
+def run_pipeline(
+    loaded: LoadedConfig,
+    *,
+    fresh: bool = False,
+    until: Step | None = None,
+    observer: Observer | None = None,
+) -> RunResult:
+    """Run the whole graph (up to `until`, if given) and write the report of what was trained.
+
+    Complete stages are skipped, half-done ones go on, `fresh` replaces them all.
+    Raises RaystillError as the stages do, ConfigError if `until` is not a step of this run.
+    """
+    steps: list[Step] = [stage.name for stage in plan_stages(loaded.config)]
+    if "evaluate" in steps:
+        steps.append("report")
+    if until is not None:
+        if until not in steps:
+            raise ConfigError(
+                f"this run has no step {until}", where="--until", fix=f"choose one of {', '.join(steps)}"
+            )
+        steps = steps[: steps.index(until) + 1]
+    return _run(steps, loaded, fresh, observer or SilentObserver())
+
+
+def run_stage(
+    name: Step, loaded: LoadedConfig, *, fresh: bool = False, observer: Observer | None = None
+) -> RunResult:
+    """Run one step. Raises DataError where the output of a stage before it is missing."""
+    return _run([name], loaded, fresh, observer or SilentObserver())
+
+
+def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observer) -> RunResult:
+    config = loaded.config
+    paths = RunPaths.from_config(config)
+    require_supported(config, [name for name in steps if name != "report"])
+    validate_run_root(config, paths)
+    started = time.monotonic()
+    results = []
+    with hold_lock(paths.lock), _RaySession(config) as ray, _sigterm_interrupts():
+        _save_resolved(config, paths)
+        for position, name in enumerate(steps, 1):
+            observer.step_started(name, position, len(steps))
+            if name == "report":
+                result = _run_report(config, paths)
+            else:
+                result = _run_one(load_stage(name), config, paths, fresh, ray, observer)
+            observer.step_finished(result)
+            results.append(result)
+    return RunResult(paths, tuple(results), time.monotonic() - started)
+
+
+def _run_one(
+    stage: Stage, config: Config, paths: RunPaths, fresh: bool, ray: _RaySession, observer: Observer
+) -> StepResult:
+    load_inputs(stage, config, paths)
+    if stage.needs_ray and (fresh or load_stage_state(stage, config, paths).status in ("absent", "started")):
+        ray.start()
+    outcome = execute(stage, config, paths, fresh=fresh, on_event=observer.event)
+    manifest = outcome.manifest
+    return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)
+
+
+def _run_report(config: Config, paths: RunPaths) -> StepResult:
+    from raystill.report.build import build_report
+
+    started = time.monotonic()
+    build_report(paths, config)
+    return StepResult("report", False, time.monotonic() - started)
+
+
+def _save_resolved(config: Config, paths: RunPaths) -> None:
+    text = "# Every value that this run uses, defaults included.\n"
+    text += yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with publish_file(paths.resolved_config) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class _RaySession:
+    """Ray for the steps of one command: started by the first that needs it, ended with the command."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stack = ExitStack()
+        self._is_running = False
+
+    def start(self) -> None:
+        """Start or join Ray, once."""
+        if self._is_running:
+            return
+        from raystill.cluster.ray_session import ray_session
+
+        self._stack.enter_context(ray_session(self._config))
+        self._is_running = True
+        _install_sigterm()  # Ray installs its own handler when it starts
+
+    def __enter__(self) -> _RaySession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _install_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (as `ray job stop` sends it) ends the body like Ctrl-C does: cleaned up, to be resumed."""
+    before = signal.getsignal(signal.SIGTERM)
+    _install_sigterm()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
