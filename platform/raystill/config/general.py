@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.section import Section, not_yet
+from raystill.config.section import Section
 
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+PathText = Annotated[str, Field(min_length=1, pattern=r"^([^/\x00]{0,255}/)*[^/\x00]{0,255}$")]
 
 
 class RunSection(Section):
@@ -19,7 +20,7 @@ class RunSection(Section):
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the run; its directory."
     )
-    dir: str = Field("runs", min_length=1, description="Directory that holds runs.")
+    dir: PathText = Field("runs", description="Directory that holds runs.")
     seed: Seed = Field(0, description="Seed of splits, sampling, initial weights and data order.")
 
 
@@ -42,7 +43,8 @@ class ClusterSection(Section):
     """`cluster`: the Ray cluster that a run uses."""
 
     address: str | None = Field(
-        None, description="Ray address to join; unset joins RAY_ADDRESS if that is set, else starts a local Ray."
+        None,
+        description="Ray address to join; unset joins RAY_ADDRESS if that is set, else starts a local Ray.",
     )
     num_cpus: Count | None = Field(None, description="Logical CPUs of a local Ray; unset means all cores.")
 
@@ -62,16 +64,24 @@ class TrainingSection(Section):
     steps: Count | None = Field(None, description="Optimizer steps; unset means epochs decide.")
     save_every: Count = Field(100, description="Optimizer steps between checkpoints.")
     log_every: Count = Field(10, description="Optimizer steps between metric lines.")
-    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0, description="Share of steps with a rising learning rate.")
+    warmup_ratio: float = Field(
+        0.03, ge=0.0, lt=1.0, description="Share of steps with a rising learning rate."
+    )
     lr_schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="Final learning rate / peak learning rate.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay (matrices only).")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient norm is clipped to this.")
-    max_seq_len: Count = Field(1024, description="Tokens of prompt + completion; longer rows are left out and counted.")
-    max_nonfinite_steps: Count = Field(10, description="Consecutive skipped non-finite steps before stopping.")
+    max_seq_len: Count = Field(
+        1024, description="Tokens of prompt + completion; longer rows are left out and counted."
+    )
+    max_nonfinite_steps: Count = Field(
+        10, description="Consecutive skipped non-finite steps before stopping."
+    )
     num_workers: Count = Field(1, description="Data-parallel training workers.")
-    cpus_per_worker: Count | None = Field(None, description="CPUs of a training worker; unset shares all cores.")
-    checkpoint_cleanup: CheckpointCleanup = CheckpointCleanup()
+    cpus_per_worker: Count | None = Field(
+        None, description="CPUs of a training worker; unset shares all cores."
+    )
+    checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
 
 
 class DatasetSection(Section):
@@ -80,20 +90,24 @@ class DatasetSection(Section):
     name: str = Field(min_length=1, description="Hub id, or a label when external_local_path is given.")
     key: str = Field(min_length=1, description="Column that holds the instruction.")
     subset: str = Field("default", min_length=1, description="Hub configuration name.")
-    external_local_path: str | None = Field(None, description="Local file or directory used instead of the hub.")
+    external_local_path: PathText | None = Field(
+        None, description="Local file or directory used instead of the hub."
+    )
 
 
 class PromptSource(Section):
     """One of `prompts.sources`: a file or directory of prompts, with its shape."""
 
-    path: str = Field(min_length=1, description="JSONL, Parquet or CSV file, HF dataset directory, or source tree.")
+    path: PathText = Field(description="JSONL, Parquet or CSV file, HF dataset directory, or source tree.")
     format: Literal["auto", "jsonl", "parquet", "csv", "hf", "python_source"] = Field(
         "auto", description="auto goes by the name; python_source builds prompts from Python files."
     )
     shape: Literal["auto", "messages", "prompt", "instruction", "alpaca", "sharegpt"] = Field(
         "auto", description="How a row says its prompt; auto looks at the columns."
     )
-    key: str | None = Field(None, description="Column that holds the prompt, where it isn't the shape's own name.")
+    key: str | None = Field(
+        None, description="Column that holds the prompt, where it isn't the shape's own name."
+    )
     id_column: str | None = Field(None, description="Column with unique ids; unset derives ids from content.")
     limit: Count | None = Field(None, description="Take only the first rows.")
 

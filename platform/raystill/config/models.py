@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.general import Count
+from raystill.config.general import Count, PathText
 from raystill.config.section import Section, not_yet
 from raystill.config.teacher import Attention
 
@@ -18,7 +18,7 @@ class AssistantModel(Section):
     """`assistant.model`."""
 
     name: str = Field(min_length=1, description="Hub id or local directory (safetensors).")
-    save_path: str | None = Field(None, description="Directory that a hub model is downloaded into.")
+    save_path: PathText | None = Field(None, description="Directory that a hub model is downloaded into.")
     attn_implementation: Attention = Field("sdpa", description="flash_attention_2 falls back to sdpa.")
     bfloat16: bool = Field(True, description="Compute in bfloat16 where the device has it.")
 
@@ -26,7 +26,9 @@ class AssistantModel(Section):
 class AssistantTokenizer(Section):
     """`assistant.tokenizer`."""
 
-    padding_side: Literal["left", "right"] = Field("left", description="Side of padding in batched generation.")
+    padding_side: Literal["left", "right"] = Field(
+        "left", description="Side of padding in batched generation."
+    )
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of generated text.")
 
 
@@ -59,21 +61,26 @@ class AssistantSection(Section):
     """`assistant`: the model between teacher and student; where it is given, `sft` trains it."""
 
     model: AssistantModel
-    tokenizer: AssistantTokenizer = AssistantTokenizer()
+    tokenizer: AssistantTokenizer = Field(default_factory=AssistantTokenizer)
     quantization: Quantization | None = None
     lora: AssistantLora | None = None
-    inference: AssistantInference = AssistantInference()
+    inference: AssistantInference = Field(default_factory=AssistantInference)
 
 
 class StudentSection(Section):
     """`student`: from a base checkpoint, or fresh from architecture keys."""
 
-    base_model_name: str | None = Field(None, description="Hub id or local directory (safetensors) to start from.")
-    init: Literal["auto", "base", "fresh", "shrink"] = Field(
-        "auto", description="base: its weights. fresh: new weights from the keys below. shrink: not supported yet."
+    base_model_name: str | None = Field(
+        None, description="Hub id or local directory (safetensors) to start from."
     )
-    save_path: str | None = Field(None, description="Where the exported student is also written.")
-    model_type: Literal["qwen2", "llama"] = Field("qwen2", description="Architecture family of a fresh student.")
+    init: Literal["auto", "base", "fresh", "shrink"] = Field(
+        "auto",
+        description="base: its weights. fresh: new weights from the keys below. shrink: not supported yet.",
+    )
+    save_path: PathText | None = Field(None, description="Where the exported student is also written.")
+    model_type: Literal["qwen2", "llama"] = Field(
+        "qwen2", description="Architecture family of a fresh student."
+    )
     hidden_size: Count | None = Field(None, description="Width.")
     intermediate_size: Count | None = Field(None, description="Feed-forward width.")
     num_hidden_layers: Count | None = Field(None, description="Transformer blocks.")
@@ -82,6 +89,10 @@ class StudentSection(Section):
     max_position_embeddings: Count = Field(1024, description="Longest sequence in tokens.")
     vocab_size: Count | None = Field(None, description="Vocabulary; unset: the tokenizer's.")
     rope_theta: Annotated[float, Field(gt=0.0)] = Field(10000.0, description="Base of rotary positions.")
-    tie_word_embeddings: bool = Field(True, description="Share input and output embeddings of a fresh student.")
-    tokenizer: str | None = Field(None, description="Tokenizer directory; unset: the base model's or the teacher's.")
+    tie_word_embeddings: bool = Field(
+        True, description="Share input and output embeddings of a fresh student."
+    )
+    tokenizer: PathText | None = Field(
+        None, description="Tokenizer directory; unset: the base model's or the teacher's."
+    )
     repo: str | None = not_yet(None, "Hub repository that the student is published to.")

@@ -14,7 +14,12 @@ class EvaluationSection(Section):
     """`evaluation`: the gap report on held-out prompts."""
 
     max_samples: Count | None = Field(None, description="Held-out prompts that are evaluated; unset: all.")
-    max_new_tokens: Count | None = Field(None, description="Longest completion; unset: the teacher's max_new_tokens.")
+    min_samples: Count = Field(
+        10, description="Fewer held-out prompts than this measure nothing: the stage fails."
+    )
+    max_new_tokens: Count | None = Field(
+        None, description="Longest completion; unset: the teacher's max_new_tokens."
+    )
     batch_size: Count = Field(64, description="Prompts per generation batch.")
     num_report_samples: Annotated[int, Field(ge=0)] = Field(8, description="Completions shown side by side.")
 
@@ -22,7 +27,9 @@ class EvaluationSection(Section):
 class ExportSection(Section):
     """`export`: the student as files that other programs load."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of exported weights.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of exported weights."
+    )
     verify_prompts: Annotated[int, Field(ge=0)] = Field(
         20, description="Prompts whose greedy completions must be equal in vLLM and here; 0 skips the check."
     )

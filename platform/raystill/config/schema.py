@@ -25,20 +25,22 @@ from raystill.config.training import LossesSection, TrainSection
 class Config(Section):
     """A run: loaded once by `raystill.config.load.load_config`, frozen, edited by nothing downstream."""
 
-    run: RunSection = RunSection()
-    device: DeviceSection = DeviceSection()
-    cuda: CudaSection = CudaSection()
-    cluster: ClusterSection = ClusterSection()
-    datasets: list[DatasetSection] = Field(default_factory=list, description="Prompt datasets by name and key.")
-    prompts: PromptsSection = PromptsSection()
-    teacher: TeacherSection = TeacherSection()
+    run: RunSection = Field(default_factory=RunSection)
+    device: DeviceSection = Field(default_factory=DeviceSection)
+    cuda: CudaSection = Field(default_factory=CudaSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    datasets: list[DatasetSection] = Field(
+        default_factory=list, description="Prompt datasets by name and key."
+    )
+    prompts: PromptsSection = Field(default_factory=PromptsSection)
+    teacher: TeacherSection = Field(default_factory=TeacherSection)
     assistant: AssistantSection | None = None
-    student: StudentSection = StudentSection()
-    training: TrainingSection = TrainingSection()
-    train: TrainSection = TrainSection()
-    losses: LossesSection = LossesSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    export: ExportSection = ExportSection()
+    student: StudentSection = Field(default_factory=StudentSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    losses: LossesSection = Field(default_factory=LossesSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    export: ExportSection = Field(default_factory=ExportSection)
     curate: dict[str, Any] | None = not_yet(None, "Filtering of teacher outputs.")
     curriculum: dict[str, Any] | None = not_yet(None, "Length and mixture curricula.")
     process_supervision: dict[str, Any] | None = not_yet(None, "Per-token weights from spans.")

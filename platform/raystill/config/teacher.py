@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.general import Count
+from raystill.config.general import Count, PathText
 from raystill.config.section import Section, not_yet
 
 Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
@@ -19,9 +19,10 @@ class TeacherBase(Section):
     """`teacher.base`: what open and closed teachers share."""
 
     prompt_length: Count | None = Field(
-        None, description="Soft limit of a prompt in tokens: counted and reported; prompts.over_length decides."
+        None,
+        description="Soft limit of a prompt in tokens: counted and reported; prompts.over_length decides.",
     )
-    output_path: str | None = Field(
+    output_path: PathText | None = Field(
         None, description="JSONL export of the teacher's outputs; unset puts it into the run directory."
     )
 
@@ -30,8 +31,10 @@ class OpenModel(Section):
     """`teacher.open.model`: which checkpoint, and how it is loaded."""
 
     name: str = Field(min_length=1, description="Hub id or local directory (safetensors).")
-    revision: str | None = Field(None, description="Commit or tag on the hub; required with trust_remote_code.")
-    save_path: str | None = Field(None, description="Directory that a hub model is downloaded into.")
+    revision: str | None = Field(
+        None, description="Commit or tag on the hub; required with trust_remote_code."
+    )
+    save_path: PathText | None = Field(None, description="Directory that a hub model is downloaded into.")
     trust_remote_code: bool = Field(False, description="Run code of the repository; needs a pinned revision.")
     attn_implementation: Attention = Field(
         "sdpa", description="Attention of the transformers engine; flash_attention_2 falls back to sdpa."
@@ -49,7 +52,8 @@ class OpenPipeline(Section):
     use_cache: bool = Field(True, description="vLLM: prefix caching. transformers: the key/value cache.")
     do_sample: bool = Field(True, description="false means greedy decoding.")
     batch_size: Count | None = Field(
-        None, description="transformers: prompts per batch. vLLM: rows in flight per engine. Unset: the engine's own."
+        None,
+        description="transformers: prompts per batch. vLLM: rows in flight. Unset: the engine's own.",
     )
     resume: bool = Field(True, description="false starts a new store and keeps the old one aside.")
 
@@ -62,9 +66,11 @@ class OpenTokenizer(Section):
     )
     padding_side: Literal["left", "right"] = Field("left", description="transformers engine only.")
     add_generation_prompt: bool = Field(True, description="End the prompt with the assistant's header.")
-    tokenize: bool = Field(True, description="Must be true: engines take token ids.")
+    tokenize: Literal[True] = Field(True, description="Only true: engines take token ids, never text.")
     padding: bool = Field(True, description="transformers engine only: pad a batch, or run rows one by one.")
-    truncation: bool = Field(False, description="Cut prompts that exceed the context instead of rejecting them.")
+    truncation: bool = Field(
+        False, description="Cut prompts that exceed the context instead of rejecting them."
+    )
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the completion's text.")
     clean_up_tokenization_spaces: bool = Field(False, description="Tidy spaces in the completion's text.")
     use_fast: bool = Field(True, description="Fast tokenizer implementation.")
@@ -79,16 +85,16 @@ class DownloadSection(Section):
 class DataSection(Section):
     """`teacher.*.data`."""
 
-    download: DownloadSection = DownloadSection()
+    download: DownloadSection = Field(default_factory=DownloadSection)
 
 
 class OpenTeacher(Section):
     """`teacher.open`: a teacher with open weights."""
 
     model: OpenModel
-    pipeline: OpenPipeline = OpenPipeline()
-    tokenizer: OpenTokenizer = OpenTokenizer()
-    data: DataSection = DataSection()
+    pipeline: OpenPipeline = Field(default_factory=OpenPipeline)
+    tokenizer: OpenTokenizer = Field(default_factory=OpenTokenizer)
+    data: DataSection = Field(default_factory=DataSection)
 
 
 class ClosedModel(Section):
@@ -109,8 +115,8 @@ class ClosedTeacher(Section):
     """`teacher.closed`: a teacher behind an API. Loads; generation with it is not supported yet."""
 
     model: ClosedModel
-    pipeline: ClosedPipeline = ClosedPipeline()
-    data: DataSection = DataSection()
+    pipeline: ClosedPipeline = Field(default_factory=ClosedPipeline)
+    data: DataSection = Field(default_factory=DataSection)
 
 
 class SignalsSection(Section):
@@ -120,7 +126,8 @@ class SignalsSection(Section):
         20, description="K: logprobs stored per completion token; 0 stores text only."
     )
     capture: Literal["auto", "generation", "score"] = Field(
-        "auto", description="generation: with the text. score: teacher forcing afterwards. auto: the engine's best."
+        "auto",
+        description="generation: with the text. score: teacher forcing afterwards. auto: the engine's best.",
     )
 
 
@@ -130,9 +137,13 @@ class VllmSection(Section):
     num_engines: Count = Field(1, description="Engines in the Ray Data actor pool.")
     tensor_parallel_size: Count = Field(1, description="GPUs per engine.")
     max_num_seqs: Count = Field(256, description="Sequences that an engine decodes at once.")
-    max_num_batched_tokens: Count | None = Field(None, description="Tokens per engine step; unset: vLLM's own.")
+    max_num_batched_tokens: Count | None = Field(
+        None, description="Tokens per engine step; unset: vLLM's own."
+    )
     max_model_len: Count | None = Field(None, description="Context in tokens; unset: the model's own.")
-    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.9, description="Share of GPU memory.")
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.9, description="Share of GPU memory."
+    )
     kv_cache_gib: Annotated[float, Field(gt=0.0)] = Field(2.0, description="Key/value cache on CPU in GiB.")
     enforce_eager: bool = Field(True, description="No graph compilation: starts faster.")
 
@@ -140,7 +151,9 @@ class VllmSection(Section):
 class StoreSection(Section):
     """`teacher.store`: where teacher outputs live and how they are cut into files."""
 
-    path: str | None = Field(None, description="Store directory, shared by runs; unset: inside the run directory.")
+    path: PathText | None = Field(
+        None, description="Store directory, shared by runs; unset: inside the run directory."
+    )
     num_partitions: Annotated[int, Field(gt=0, le=4096)] = Field(8, description="Partitions by key hash.")
     rows_per_part: Count = Field(256, description="Rows per committed Parquet part.")
 
@@ -149,11 +162,12 @@ class TeacherSection(Section):
     """`teacher`: one open or one closed teacher."""
 
     engine: Literal["auto", "vllm", "transformers", "openai", "fake"] = Field(
-        "auto", description="auto: vllm where it is installed, else transformers; openai for a closed teacher."
+        "auto",
+        description="auto: vllm where it is installed, else transformers; openai for a closed teacher.",
     )
-    base: TeacherBase = TeacherBase()
+    base: TeacherBase = Field(default_factory=TeacherBase)
     open: OpenTeacher | None = Field(None, description="A teacher with open weights.")
     closed: ClosedTeacher | None = Field(None, description="A teacher behind an API.")
-    signals: SignalsSection = SignalsSection()
-    vllm: VllmSection = VllmSection()
-    store: StoreSection = StoreSection()
+    signals: SignalsSection = Field(default_factory=SignalsSection)
+    vllm: VllmSection = Field(default_factory=VllmSection)
+    store: StoreSection = Field(default_factory=StoreSection)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.general import Count, Fraction, Seed
+from raystill.config.general import Count, Fraction, PathText, Seed
 from raystill.config.models import LoraBias, TaskType
 from raystill.config.section import Section, not_yet
 
@@ -39,7 +39,9 @@ class SftDataset(Section):
 class SftTokenizer(Section):
     """`train.sft.tokenizer`."""
 
-    truncation: bool = Field(False, description="Cut rows longer than max_length instead of leaving them out.")
+    truncation: bool = Field(
+        False, description="Cut rows longer than max_length instead of leaving them out."
+    )
     max_length: Count | None = Field(None, description="Tokens per row; unset: training.max_seq_len.")
     mlm: bool = not_yet(False, "Masked language modelling: not for causal models.")
 
@@ -50,8 +52,12 @@ class LoraSection(Section):
     r: Count = Field(16, description="Rank.")
     lora_alpha: Count = Field(32, description="Scale.")
     lora_dropout: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.05, description="Dropout in LoRA layers.")
-    target_modules: Literal["all-linear"] | list[str] = Field("all-linear", description="Modules that get adapters.")
-    modules_to_save: list[str] = Field(default_factory=list, description="Modules trained in full beside the adapters.")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Modules that get adapters."
+    )
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="Modules trained in full beside the adapters."
+    )
     task_type: TaskType = Field("CAUSAL_LM", description="PEFT task.")
     bias: LoraBias = Field("none", description="Which biases train.")
 
@@ -70,24 +76,26 @@ class StageCommon(Section):
     per_device_train_batch_size: Count = Field(1, description="Rows per micro-batch and worker.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-batches per optimizer step.")
     learning_rate: Annotated[float, Field(gt=0.0)] = Field(1e-4, description="Peak learning rate.")
-    overwrite_output_dir: bool = Field(True, description="Replace the copy at save_path/output_dir of an earlier run.")
+    overwrite_output_dir: bool = Field(
+        True, description="Replace the copy at save_path/output_dir of an earlier run."
+    )
     logging_steps: Count | None = Field(None, description="Wins over training.log_every.")
     save_steps: Count | None = Field(None, description="Wins over training.save_every.")
     report_to: ReportTo = not_yet("none", "Experiment tracker.")
     experiment: Experiment | None = not_yet(None, "Experiment tracker's names.")
-    peft: PeftSection = PeftSection()
+    peft: PeftSection = Field(default_factory=PeftSection)
 
 
 class SftSection(StageCommon):
     """`train.sft`: supervised fine-tuning on the teacher's completions."""
 
     model_name: str = Field("Assistant", min_length=1, description="Label of the trained model in reports.")
-    save_path: str | None = Field(None, description="Where the trained model is also written.")
+    save_path: PathText | None = Field(None, description="Where the trained model is also written.")
     bfloat16: bool = Field(False, description="bfloat16 autocast.")
     fp16: bool = Field(False, description="float16 autocast with loss scaling; CUDA only.")
     eval_strategy: EvalStrategy = Field("epoch", description="When the held-out loss is measured.")
-    dataset: SftDataset = SftDataset()
-    tokenizer: SftTokenizer = SftTokenizer()
+    dataset: SftDataset = Field(default_factory=SftDataset)
+    tokenizer: SftTokenizer = Field(default_factory=SftTokenizer)
 
 
 class KdLoss(Section):
@@ -105,23 +113,26 @@ class KnowledgeDistillation(Section):
     """`train.distillation.knowledgedistillation`: loss = (1 - weight) * CE + weight * KD."""
 
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.5, description="Share of the KD term.")
-    loss: KdLoss = KdLoss()
+    loss: KdLoss = Field(default_factory=KdLoss)
 
 
 class DistillationSection(StageCommon):
     """`train.distillation`: the student learns the teacher's distributions from the store."""
 
-    output_dir: str | None = Field(None, description="Where the trained student is also written.")
+    output_dir: PathText | None = Field(None, description="Where the trained student is also written.")
     bf16: bool = Field(False, description="bfloat16 autocast.")
     fp16: bool = Field(False, description="float16 autocast with loss scaling; CUDA only.")
     evaluation_strategy: EvalStrategy = Field("epoch", description="When the held-out loss is measured.")
-    run_name: str = Field("KnowledgeDistillation", min_length=1, description="Label of the student in reports.")
+    run_name: str = Field(
+        "KnowledgeDistillation", min_length=1, description="Label of the student in reports."
+    )
     init: Literal["auto", "sft", "student"] = Field(
-        "auto", description="Start from the SFT checkpoint or from `student`; auto: sft where that stage trained the student."
+        "auto",
+        description="Start from the SFT checkpoint or `student`; auto: sft where that stage trained it.",
     )
     seed: Seed = Field(42, description="Seed of the train/test split and of the data order.")
     test_size: Fraction = Field(0.1, description="Share of training rows held out for the evaluation loss.")
-    knowledgedistillation: KnowledgeDistillation = KnowledgeDistillation()
+    knowledgedistillation: KnowledgeDistillation = Field(default_factory=KnowledgeDistillation)
 
 
 class TrainSection(Section):
@@ -134,9 +145,19 @@ class TrainSection(Section):
 class LossesSection(Section):
     """`losses`: the terms of the distillation loss; a value here wins over knowledgedistillation.*."""
 
-    divergence: Literal["forward_kl", "reverse_kl"] = Field("forward_kl", description="Between teacher and student.")
-    tail: Literal["bucket"] = Field("bucket", description="Mass outside the stored top k is one more outcome.")
-    num_logprobs: Count | None = Field(None, description="Use only so many stored logprobs (a view); unset: all.")
+    divergence: Literal["forward_kl", "reverse_kl"] = Field(
+        "forward_kl", description="Between teacher and student."
+    )
+    tail: Literal["bucket"] = Field(
+        "bucket", description="Mass outside the stored top k is one more outcome."
+    )
+    num_logprobs: Count | None = Field(
+        None, description="Use only so many stored logprobs (a view); unset: all."
+    )
     kl_weight: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Weight of the KD term.")
-    ce_weight: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Weight of the teacher's tokens.")
-    kd_temperature: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(None, description="KD temperature.")
+    ce_weight: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="Weight of the teacher's tokens."
+    )
+    kd_temperature: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(
+        None, description="KD temperature."
+    )
