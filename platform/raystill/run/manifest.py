@@ -97,7 +97,12 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         path = directory / name
         if not path.exists():
-            raise DataError(f"{name} is missing", where=str(directory), fix="run the stage again with --fresh")
+            raise DataError(
+                f"{name} is missing", where=str(directory), fix="run the stage again with --fresh"
+            )
         if path.stat().st_size != record.size_bytes or sha256_file(path) != record.sha256:
-            raise DataError(f"{name} has changed since it was written", where=str(directory),
-                            fix="run the stage again with --fresh")
+            raise DataError(
+                f"{name} has changed since it was written",
+                where=str(directory),
+                fix="run the stage again with --fresh",
+            )

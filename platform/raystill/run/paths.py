@@ -1,15 +1,15 @@
 """The one module that owns every path of a run directory. Nothing else joins artefact names.
 
-    runs/<name>/
-      prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
-      teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
-      generate/           teacher.jsonl, manifest.json                              (generate)
-      score/              manifest.json                                             (score)
-      sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
-      evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
-      export/             model/, export.json, manifest.json                        (export)
-      report.html         one self-contained page                                   (report)
-      logs/               run.jsonl and one text log per stage
+runs/<name>/
+  prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
+  teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
+  generate/           teacher.jsonl, manifest.json                              (generate)
+  score/              manifest.json                                             (score)
+  sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
+  evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
+  export/             model/, export.json, manifest.json                        (export)
+  report.html         one self-contained page                                   (report)
+  logs/               run.jsonl and one text log per stage
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 Order for a file: write to a hidden temporary name beside it, fsync, rename, fsync the directory. For a
 directory: fill a hidden temporary one, fsync every file, rename, fsync the parent. A crash leaves only
-hidden `.tmp-*` names behind, which `sweep_temporaries` removes.
+hidden `.tmp-*` names behind, which `sweep_temporaries` removes. A full disk is an EnvironmentFault, whoever
+meets it first.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,10 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raystill.errors import EnvironmentFault
 from raystill.run.failpoint import failpoint
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def fsync_path(path: Path) -> None:
@@ -32,6 +37,21 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents so that they survive a power loss: every new entry is flushed.
+
+    Raises EnvironmentFault where the place can't be written.
+    """
+    if path.is_dir():
+        return
+    with _disk_faults(path):
+        missing = [path, *path.parents]
+        missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
+        for directory in reversed(missing):
+            directory.mkdir(exist_ok=True)
+            fsync_path(directory.parent)
+
+
 def temporary_sibling(path: Path) -> Path:
     """A hidden unused name on the same filesystem as `path`."""
     return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
@@ -41,17 +61,19 @@ def temporary_sibling(path: Path) -> Path:
 def publish_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path` atomically.
 
-    Raises whatever the body raises, after removing the temporary file.
+    Raises whatever the body raises, after removing the temporary file; EnvironmentFault where the disk is full
+    or the place can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = temporary_sibling(path)
     try:
-        yield temporary
-        fsync_path(temporary)
-        failpoint("publish_file:before_rename")
-        os.replace(temporary, path)
-        failpoint("publish_file:after_rename")
-        fsync_path(path.parent)
+        with _disk_faults(path):
+            yield temporary
+            fsync_path(temporary)
+            failpoint("publish_file:before_rename")
+            os.replace(temporary, path)
+            failpoint("publish_file:after_rename")
+            fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,26 +83,58 @@ def publish_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory to fill; on success it becomes `path` atomically.
 
     An existing `path` is moved aside first and removed afterwards, so there is never a half directory
-    under the final name.
+    under the final name; a crash between the two renames leaves no directory under that name. Raises like
+    `publish_file`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = temporary_sibling(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        for item in sorted(temporary.rglob("*")):
-            fsync_path(item)
-        fsync_path(temporary)
-        failpoint("publish_directory:before_rename")
-        aside = temporary_sibling(path)
-        if path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        failpoint("publish_directory:after_rename")
-        fsync_path(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        with _disk_faults(path):
+            temporary.mkdir()
+            yield temporary
+            for item in sorted(temporary.rglob("*")):
+                fsync_path(item)
+            fsync_path(temporary)
+            failpoint("publish_directory:before_rename")
+            _replace_directory(temporary, path)
+            failpoint("publish_directory:after_rename")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_directory(new: Path, path: Path) -> None:
+    aside = temporary_sibling(path) if path.exists() else None
+    if aside:
+        os.replace(path, aside)
+        failpoint("publish_directory:between_renames")
+    try:
+        os.replace(new, path)
+    except OSError:
+        if aside:
+            os.replace(aside, path)
+        raise
+    fsync_path(path.parent)
+    if aside:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _disk_faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            what, fix = "the disk is full", "free some space or choose another directory, then run again"
+        elif error.errno in _READ_ONLY:
+            what, fix = "this place can't be written", "check its owner and permissions, or choose another"
+        elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
+            what, fix = (
+                "a file stands where a directory is needed",
+                "move it away or choose another directory",
+            )
+        else:
+            raise
+        raise EnvironmentFault(what, where=str(path), fix=fix) from error
 
 
 def write_json(path: Path, value: Any) -> None:

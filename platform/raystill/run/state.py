@@ -62,7 +62,9 @@ def validate_run_root(config: Config, paths: RunPaths) -> None:
         _validate_place(config, paths)
     except PermissionError as error:
         raise EnvironmentFault(
-            f"the run directory can't be read: {error.strerror}", where=str(paths.root), fix="choose another run.dir"
+            f"the run directory can't be read: {error.strerror}",
+            where=str(paths.root),
+            fix="choose another run.dir",
         ) from error
 
 
@@ -83,8 +85,9 @@ def _validate_place(config: Config, paths: RunPaths) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "not writable" if place.is_dir() else "a file"
         raise EnvironmentFault(
-            f"the run directory can't be written: {place} is {'not writable' if place.is_dir() else 'a file'}",
+            f"the run directory can't be written: {place} is {reason}",
             where=str(root),
             fix="choose another run.dir, or change the permissions",
         )

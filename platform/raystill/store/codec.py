@@ -1,0 +1,195 @@
+"""Rows and signals to Arrow tables and back, without a Python object per token.
+
+Shape letters: T completion tokens, K stored logprobs per token. A signal's T x K arrays are one flat list of
+T*K entries per row; decoding is an offset look-up and a reshape of a view.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raystill.errors import DataError
+from raystill.store.records import (
+    REJECT_SCHEMA,
+    ROW_FIELDS,
+    ROW_SCHEMA,
+    SCORE_SCHEMA,
+    SIGNAL_FIELDS,
+    Reject,
+    TeacherRow,
+    TopKSignal,
+)
+
+CODEC = "topk-int32-float16-v1"
+ROW_COLUMNS: tuple[str, ...] = tuple(field.name for field in ROW_FIELDS)
+SIGNAL_COLUMNS: tuple[str, ...] = tuple(field.name for field in SIGNAL_FIELDS)
+_MAX_LIST_ENTRIES = 2**31 - 1
+
+Array = npt.NDArray[Any]
+
+
+def rows_to_table(rows: Sequence[TeacherRow]) -> pa.Table:
+    """Rows as a table of ROW_SCHEMA. Raises DataError for text that is not valid Unicode."""
+    columns: dict[str, pa.Array] = {
+        name: _column(name, [getattr(row, name) for row in rows], ROW_SCHEMA.field(name).type)
+        for name in ROW_COLUMNS
+        if not name.endswith("token_ids") and not name.startswith("num_")
+    }
+    for name in ("prompt_token_ids", "completion_token_ids"):
+        ids = [getattr(row, name) for row in rows]
+        columns[name] = _lists(ids, np.int32)
+        columns["num_" + name.replace("_ids", "s")] = pa.array([len(each) for each in ids], pa.int32())
+    columns |= _signal_columns([row.signal for row in rows])
+    return pa.table([columns[field.name] for field in ROW_SCHEMA], schema=ROW_SCHEMA)
+
+
+def scores_to_table(scores: Sequence[tuple[str, TopKSignal]]) -> pa.Table:
+    """(key, signal) pairs as a table of SCORE_SCHEMA."""
+    columns = {"key": pa.array([key for key, _ in scores], pa.string())}
+    columns |= _signal_columns([signal for _, signal in scores])
+    return pa.table([columns[field.name] for field in SCORE_SCHEMA], schema=SCORE_SCHEMA)
+
+
+def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
+    """Rejects as a table of REJECT_SCHEMA."""
+    columns = [
+        _column(field.name, [getattr(reject, field.name) for reject in rejects], field.type)
+        for field in REJECT_SCHEMA
+    ]
+    return pa.table(columns, schema=REJECT_SCHEMA)
+
+
+def iter_table_rows(table: pa.Table) -> Iterator[TeacherRow]:
+    """Rows of a table that has all of ROW_FIELDS; signals only where it has SIGNAL_FIELDS too.
+
+    Arrays are read-only views into the table's buffers.
+    """
+    table = table.combine_chunks()
+    with_signal = set(SIGNAL_COLUMNS) <= set(table.column_names)
+    signals = list_signals(table) if with_signal else [None] * table.num_rows
+    plain = [name for name in ROW_COLUMNS if not name.endswith("token_ids") and not name.startswith("num_")]
+    values = {name: table.column(name).to_pylist() for name in plain}
+    prompt_of = _slicer(table, "prompt_token_ids")
+    completion_of = _slicer(table, "completion_token_ids")
+    for index in range(table.num_rows):
+        fields = {name: column[index] for name, column in values.items()}
+        fields["flags"] = tuple(fields["flags"])
+        yield TeacherRow(
+            **fields,
+            prompt_token_ids=prompt_of(index),
+            completion_token_ids=completion_of(index),
+            signal=signals[index],
+        )
+
+
+def iter_table_rejects(table: pa.Table) -> Iterator[Reject]:
+    """Rejects of a table of REJECT_SCHEMA."""
+    for record in table.to_pylist():
+        yield Reject(**record)
+
+
+def list_signals(table: pa.Table) -> list[TopKSignal | None]:
+    """One signal per row of a table that has SIGNAL_FIELDS, None where a row has none. Views, not copies.
+
+    Raises DataError where a row's lists don't have T*K and T entries.
+    """
+    table = table.combine_chunks()
+    counts = table.column("num_logprobs").to_pylist()
+    ids_of, logprobs_of = _slicer(table, "topk_ids"), _slicer(table, "topk_logprobs")
+    sampled_of, tail_of = _slicer(table, "sampled_logprob"), _slicer(table, "tail_logprob")
+    signals: list[TopKSignal | None] = []
+    for index, K in enumerate(counts):
+        if K is None:
+            signals.append(None)
+            continue
+        ids, logprobs, sampled_T = ids_of(index), logprobs_of(index), sampled_of(index)
+        T = len(sampled_T)
+        if len(ids) != T * K or len(logprobs) != T * K:
+            raise DataError(f"row {index} has {len(ids)} ids and {len(logprobs)} logprobs for {T} x {K}")
+        signals.append(TopKSignal(ids.reshape(T, K), logprobs.reshape(T, K), sampled_T, tail_of(index)))
+    return signals
+
+
+def view_signal(signal: TopKSignal, num_logprobs: int) -> TopKSignal:
+    """The same distributions with only the `num_logprobs` best tokens; what is dropped joins the tail.
+
+    tail' = log(exp(tail) + sum of exp(dropped logprobs)), in float32 by logaddexp. Raises DataError when more is
+    asked for than is stored.
+    """
+    K = signal.num_logprobs
+    if num_logprobs == K:
+        return signal
+    if num_logprobs > K:
+        raise DataError(
+            f"{num_logprobs} logprobs per token are asked for, {K} are stored",
+            fix="lower losses.num_logprobs, or raise teacher.signals.num_logprobs and run raystill score",
+        )
+    dropped_TD = signal.topk_logprobs_TK[:, num_logprobs:].astype(np.float32)
+    peak_T = dropped_TD[:, 0]  # best first, so the first dropped entry is the largest
+    dropped_T = peak_T + np.log(np.exp(dropped_TD - peak_T[:, None]).sum(axis=1, dtype=np.float32))
+    return TopKSignal(
+        topk_ids_TK=signal.topk_ids_TK[:, :num_logprobs],
+        topk_logprobs_TK=signal.topk_logprobs_TK[:, :num_logprobs],
+        sampled_logprob_T=signal.sampled_logprob_T,
+        tail_logprob_T=np.logaddexp(signal.tail_logprob_T, dropped_T).astype(np.float32),
+    )
+
+
+def _signal_columns(signals: Sequence[TopKSignal | None]) -> dict[str, pa.Array]:
+    def flat(take: Callable[[TopKSignal], Array]) -> list[Array | None]:
+        return [None if signal is None else take(signal).reshape(-1) for signal in signals]
+
+    counts = [None if signal is None else signal.num_logprobs for signal in signals]
+    return {
+        "num_logprobs": pa.array(counts, pa.int32()),
+        "topk_ids": _lists(flat(lambda signal: signal.topk_ids_TK), np.int32),
+        "topk_logprobs": _lists(flat(lambda signal: signal.topk_logprobs_TK), np.float16),
+        "sampled_logprob": _lists(flat(lambda signal: signal.sampled_logprob_T), np.float32),
+        "tail_logprob": _lists(flat(lambda signal: signal.tail_logprob_T), np.float32),
+    }
+
+
+def _lists(arrays: Sequence[Array | None], dtype: type[np.generic]) -> pa.Array:
+    lengths = np.fromiter((0 if each is None else len(each) for each in arrays), np.int64, len(arrays))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    if offsets[-1] > _MAX_LIST_ENTRIES:
+        raise DataError(
+            f"a part would hold {offsets[-1]:,} entries in one column, Parquet lists end at {_MAX_LIST_ENTRIES:,}",
+            fix="lower teacher.store.rows_per_part",
+        )
+    present = [np.asarray(each, dtype=dtype) for each in arrays if each is not None]
+    values = np.concatenate(present) if present else np.empty(0, dtype)
+    missing = np.fromiter((each is None for each in arrays), np.bool_, len(arrays))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)),
+        pa.array(values),
+        mask=pa.array(missing) if missing.any() else None,
+    )
+
+
+def _slicer(table: pa.Table, name: str) -> Callable[[int], Array]:
+    """row index -> that row's entries of list column `name`, as a view. The table has at most one chunk."""
+    column = table.column(name)
+    if column.num_chunks == 0:
+        return lambda index: np.empty(0)
+    lists = column.chunk(0)
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=True)
+    return lambda index: values[offsets[index] : offsets[index + 1]]
+
+
+def _column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"column {name} holds text that is not valid Unicode: {error.reason}",
+            where=json.dumps(error.object[max(0, error.start - 20) : error.end + 20]),
+            fix="repair the source text; a lone surrogate can't be stored as UTF-8",
+        ) from error

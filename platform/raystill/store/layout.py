@@ -1,0 +1,80 @@
+"""Every path inside a store directory, and the names of its parts. Pure: nothing here touches the disk.
+
+    <store>/
+      store.json                                     identity, number of partitions; written first
+      partitions/p0003/part-<writer>-<seq>.parquet   rows (text, ids, and signals captured with generation)
+      scores/p0003/part-<writer>-<seq>.parquet       signals written by the score stage, by key
+      rejects/p0003/part-<writer>-<seq>.parquet      requests that failed for good
+      commits/p0003/<kind>-<writer>-<seq>.json       a part exists only if its commit does
+      writers/<writer>.lock                          held while that writer's process lives
+      quarantine/                                    damaged parts and their commits, moved aside
+
+`partitions/*/*.parquet` is plain Parquet for pandas, DuckDB and `datasets`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["rows", "scores", "rejects"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_FOLDERS: dict[Kind, str] = {"rows": "partitions", "scores": "scores", "rejects": "rejects"}
+_WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6}\.(?:parquet|json)$")
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Paths of the store at `root`."""
+
+    root: Path
+
+    @property
+    def store_json(self) -> Path:
+        return self.root / "store.json"
+
+    @property
+    def writers(self) -> Path:
+        return self.root / "writers"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    def parts(self, kind: Kind, partition: int) -> Path:
+        """Folder of a partition's parts of one kind."""
+        return self.root / _FOLDERS[kind] / partition_name(partition)
+
+    def part(self, kind: Kind, partition: int, stem: str) -> Path:
+        """A part's file; `stem` is `<writer>-<seq>`."""
+        return self.parts(kind, partition) / f"part-{stem}.parquet"
+
+    def commits(self, partition: int) -> Path:
+        """Folder of a partition's commit records, of all kinds."""
+        return self.root / "commits" / partition_name(partition)
+
+    def commit(self, kind: Kind, partition: int, stem: str) -> Path:
+        """The commit record of a part."""
+        return self.commits(partition) / f"{kind}-{stem}.json"
+
+    def writer_lock(self, writer: str) -> Path:
+        return self.writers / f"{writer}.lock"
+
+
+def partition_name(partition: int) -> str:
+    """`p0003`."""
+    return f"p{partition:04d}"
+
+
+def part_stem(writer: str, sequence: int) -> str:
+    """`<writer>-<seq>`: names a part and its commit."""
+    return f"{writer}-{sequence:06d}"
+
+
+def writer_of(name: str) -> str | None:
+    """The writer whose part, commit or temporary file is called `name`, or None for a foreign name."""
+    found = _WRITER_IN_NAME.search(name)
+    return found.group(1) if found else None

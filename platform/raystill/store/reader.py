@@ -1,0 +1,173 @@
+"""Reading a store. Only committed parts are seen, every part is verified when it is read, nothing is written.
+
+Where two writers raced and committed the same key, the part that comes first by name counts; every reader,
+`stats` and `content_digest` decide alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raystill.errors import DataError
+from raystill.store.codec import ROW_COLUMNS, SIGNAL_COLUMNS, iter_table_rows, list_signals, view_signal
+from raystill.store.commit import CommitRecord, kept_rows, load_commits
+from raystill.store.layout import Kind
+from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, TeacherRow, TopKSignal
+from raystill.store.store import TeacherStore
+
+SCHEMAS: dict[Kind, pa.Schema] = {"rows": ROW_SCHEMA, "scores": SCORE_SCHEMA, "rejects": REJECT_SCHEMA}
+
+
+def committed_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> set[str]:
+    """Keys of one partition that are stored: what need not be asked again. Opens no Parquet file.
+
+    Raises DataError where a committed part is missing or has another size.
+    """
+    keys: set[str] = set()
+    for commit in load_commits(store, partition, kind):
+        check_present(store, commit)
+        keys.update(commit.keys)
+    return keys
+
+
+def keys_to_score(store: TeacherStore, partition: int, num_logprobs: int) -> set[str]:
+    """Keys of stored rows whose best signal has fewer than `num_logprobs` logprobs, or that have none."""
+    width: dict[str, int] = {}
+    kinds: tuple[Kind, ...] = ("rows", "scores")
+    for kind in kinds:
+        for table in iter_tables(store, kind=kind, columns=("key", "num_logprobs"), partitions=(partition,)):
+            counts = table.column("num_logprobs").to_pylist()
+            for key, count in zip(table.column("key").to_pylist(), counts, strict=True):
+                if kind == "rows" or key in width:
+                    width[key] = max(width.get(key, -1), -1 if count is None else count)
+    return {key for key, count in width.items() if count < num_logprobs}
+
+
+def iter_tables(
+    store: TeacherStore,
+    *,
+    kind: Kind = "rows",
+    columns: Collection[str] | None = None,
+    splits: Collection[str] | None = None,
+    partitions: Iterable[int] | None = None,
+) -> Iterator[pa.Table]:
+    """One table per committed part, duplicates and other splits left out; order: partition, part name, row.
+
+    `columns` None means all. Raises DataError naming a missing or damaged part.
+    """
+    wanted = list(SCHEMAS[kind].names if columns is None else columns)
+    needed = wanted if splits is None or "split" in wanted else [*wanted, "split"]
+    for partition in range(store.num_partitions) if partitions is None else partitions:
+        commits = load_commits(store, partition, kind)
+        for commit, kept in zip(commits, kept_rows(commits), strict=True):
+            if kept == []:
+                continue
+            table = read_part(store, commit, needed)
+            if kept is not None:
+                table = table.take(pa.array(kept, pa.int64()))
+            if splits is not None:
+                table = table.filter(pc.is_in(table.column("split"), pa.array(sorted(splits), pa.string())))
+            if table.num_rows:
+                yield table.select(wanted)
+
+
+def iter_rows(
+    store: TeacherStore,
+    *,
+    splits: Collection[str] | None = None,
+    partitions: Iterable[int] | None = None,
+    with_signal: bool = False,
+    num_logprobs: int | None = None,
+) -> Iterator[TeacherRow]:
+    """Stored rows, one partition's scores in memory at a time. Arrays are read-only views.
+
+    With `with_signal` every row has one: its own or the score stage's, whichever holds more logprobs, cut to
+    `num_logprobs` (the dropped mass joins the tail). Raises DataError for a missing or damaged part, for rows
+    without a signal, and where more logprobs are asked for than are stored.
+    """
+    columns = (*ROW_COLUMNS, *SIGNAL_COLUMNS) if with_signal else ROW_COLUMNS
+    for partition in range(store.num_partitions) if partitions is None else partitions:
+        scores = _load_scores(store, partition) if with_signal else {}
+        for table in iter_tables(store, columns=columns, splits=splits, partitions=(partition,)):
+            for row in iter_table_rows(table):
+                yield _attach(row, scores.get(row.key), num_logprobs) if with_signal else row
+
+
+def load_rows(
+    store: TeacherStore,
+    *,
+    splits: Collection[str] | None = None,
+    with_signal: bool = False,
+    num_logprobs: int | None = None,
+) -> list[TeacherRow]:
+    """All rows of `splits` in memory, sorted by key: the order does not depend on who wrote them when."""
+    rows = iter_rows(store, splits=splits, with_signal=with_signal, num_logprobs=num_logprobs)
+    return sorted(rows, key=lambda row: row.key)
+
+
+def read_part(store: TeacherStore, commit: CommitRecord, columns: Collection[str] | None = None) -> pa.Table:
+    """A committed part, verified against its checksum. Raises DataError where it is missing or damaged."""
+    check_present(store, commit)
+    raw = commit.part_path(store).read_bytes()
+    if hashlib.sha256(raw).hexdigest() != commit.sha256:
+        raise damaged_part(store, commit, "its content has changed since it was committed")
+    with pq.ParquetFile(pa.BufferReader(raw)) as part:
+        schema, expected = part.schema_arrow, SCHEMAS[commit.kind]
+        if schema.names != expected.names or schema.types != expected.types:
+            raise damaged_part(store, commit, "its columns are not those of this format")
+        return part.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def check_present(store: TeacherStore, commit: CommitRecord) -> None:
+    """Raises DataError where a committed part is missing or has another size."""
+    try:
+        size_bytes = commit.part_path(store).stat().st_size
+    except FileNotFoundError as error:
+        raise damaged_part(store, commit, "it is missing") from error
+    if size_bytes != commit.size_bytes:
+        raise damaged_part(store, commit, f"it has {size_bytes:,} bytes instead of {commit.size_bytes:,}")
+
+
+def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataError:
+    """The error for a part that can't be used: which, why, and how many keys it costs."""
+    return DataError(
+        f"a committed part of the teacher store can't be read: {why}; {commit.num_rows} keys must be asked again "
+        f"({', '.join(commit.keys[:3])}{', ...' if commit.num_rows > 3 else ''})",
+        where=str(commit.part_path(store)),
+        fix="restore the file from a copy; or quarantine it with `raystill store verify --quarantine` and run "
+        f"raystill {'score' if commit.kind == 'scores' else 'generate'} again",
+    )
+
+
+def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
+    best: dict[str, TopKSignal] = {}
+    for commit in load_commits(store, partition, "scores"):
+        table = read_part(store, commit)
+        for key, signal in zip(table.column("key").to_pylist(), list_signals(table), strict=True):
+            known = best.get(key)
+            if signal is not None and (known is None or signal.num_logprobs > known.num_logprobs):
+                best[key] = signal
+    return best
+
+
+def _attach(row: TeacherRow, score: TopKSignal | None, num_logprobs: int | None) -> TeacherRow:
+    signal = row.signal
+    if score is not None and (signal is None or score.num_logprobs > signal.num_logprobs):
+        signal = score
+    if signal is None:
+        raise DataError(
+            "a stored row has no teacher signal",
+            where=f"key {row.key}",
+            fix="set teacher.signals.num_logprobs and run raystill score",
+        )
+    if len(signal.sampled_logprob_T) != len(row.completion_token_ids):
+        raise DataError("a signal's length is not its completion's", where=f"key {row.key}")
+    if num_logprobs is not None:
+        signal = view_signal(signal, num_logprobs)
+    return row if signal is row.signal else replace(row, signal=signal)

@@ -1,0 +1,188 @@
+"""Writing parts. Any number of writers may work on one store at once, in any processes, uncoordinated.
+
+Order per part: check, temporary file, fsync, rename, fsync of the directory; then the commit record in the same
+way. A crash leaves a part without a commit, which nobody reads, or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from raystill.errors import DataError
+from raystill.run.failpoint import failpoint
+from raystill.run.publish import make_directory, publish_file, sha256_file
+from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table
+from raystill.store.commit import DIGEST_MODULUS, CommitRecord, save_commit
+from raystill.store.digest import reject_digest, row_digest, score_digest
+from raystill.store.identity import partition_of
+from raystill.store.layout import Kind, part_stem
+from raystill.store.records import Int32Array, Reject, TeacherRow, TopKSignal
+from raystill.store.selfcheck import check_rows, check_signals
+from raystill.store.store import TeacherStore
+
+# Measured: dictionaries bloat near-random ids, and byte planes help zstd on float16 and int32 alike.
+_PLANES = "BYTE_STREAM_SPLIT"
+_SIGNAL_ENCODINGS = {
+    "topk_ids.list.element": _PLANES,
+    "topk_logprobs.list.element": _PLANES,
+    "sampled_logprob.list.element": _PLANES,
+    "tail_logprob.list.element": _PLANES,
+}
+_DICTIONARY_COLUMNS = ("split", "source", "finish_reason", "teacher_id", "code", "flags.list.element")
+
+
+class PartWriter:
+    """Commits parts to a store. One per process or actor; close it, or use it as a context manager.
+
+    Its name is unique, and its lock file is held while its process lives, so that what a dead writer left
+    behind can be told from what a living one is writing.
+    """
+
+    def __init__(self, store: TeacherStore) -> None:
+        self._store = store
+        self._name = f"{os.getpid()}.{secrets.token_hex(6)}"
+        self._sequence = 0
+        lock_path = store.layout.writer_lock(self._name)
+        make_directory(lock_path.parent)
+        self._lock = FileLock(lock_path, timeout=0)
+        self._lock.acquire()
+
+    def commit_rows(self, partition: int, rows: Sequence[TeacherRow]) -> CommitRecord:
+        """Check, write and commit rows of one partition.
+
+        Raises DataError, before anything is written, for a signal that contradicts its row, a key of another
+        partition or a key that occurs twice; EnvironmentFault for a full disk.
+        """
+        check_rows(rows)
+        return self._commit(
+            "rows",
+            partition,
+            [row.key for row in rows],
+            rows_to_table(rows),
+            num_tokens=sum(len(row.completion_token_ids) for row in rows),
+            digests=map(row_digest, rows),
+        )
+
+    def commit_scores(
+        self,
+        partition: int,
+        scores: Sequence[tuple[str, TopKSignal]],
+        *,
+        completion_token_ids: Mapping[str, Int32Array] | None = None,
+    ) -> CommitRecord:
+        """Check, write and commit signals for rows that are stored already.
+
+        With `completion_token_ids` by key, the sampled token is checked too. Raises like `commit_rows`.
+        """
+        tokens = completion_token_ids or {}
+        check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
+        return self._commit(
+            "scores",
+            partition,
+            [key for key, _ in scores],
+            scores_to_table(scores),
+            num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
+            digests=(score_digest(key, signal) for key, signal in scores),
+        )
+
+    def commit_rejects(self, partition: int, rejects: Sequence[Reject]) -> CommitRecord:
+        """Write and commit requests that failed for good."""
+        return self._commit(
+            "rejects",
+            partition,
+            [reject.key for reject in rejects],
+            rejects_to_table(rejects),
+            num_tokens=0,
+            digests=map(reject_digest, rejects),
+        )
+
+    def close(self) -> None:
+        """Give up the writer's name; nothing can be committed afterwards."""
+        if self._lock.is_locked:
+            self._store.layout.writer_lock(self._name).unlink(missing_ok=True)
+            self._lock.release()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _commit(
+        self,
+        kind: Kind,
+        partition: int,
+        keys: list[str],
+        table: pa.Table,
+        *,
+        num_tokens: int,
+        digests: Iterable[int],
+    ) -> CommitRecord:
+        self._check_keys(partition, keys)
+        self._sequence += 1
+        stem = part_stem(self._name, self._sequence)
+        path = self._store.layout.part(kind, partition, stem)
+        failpoint("store:before_part")
+        with publish_file(path) as temporary:
+            write_parquet(table, temporary)
+            failpoint("store:part_written")
+            sha256, size_bytes = sha256_file(temporary), temporary.stat().st_size
+        failpoint("store:before_commit")
+        record = save_commit(
+            self._store,
+            CommitRecord(
+                kind=kind,
+                partition=partition,
+                stem=stem,
+                sha256=sha256,
+                size_bytes=size_bytes,
+                num_tokens=num_tokens,
+                digest_sum=f"{sum(digests) % DIGEST_MODULUS:064x}",
+                keys=tuple(keys),
+            ),
+        )
+        failpoint("store:after_commit")
+        return record
+
+    def _check_keys(self, partition: int, keys: list[str]) -> None:
+        if not self._lock.is_locked:
+            raise RuntimeError("the writer is closed")
+        if not keys:
+            raise DataError("a part without rows can't be committed", where=str(self._store.path))
+        if len(set(keys)) != len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError("a key occurs twice in one part", where=f"key {twice}")
+        for key in keys:
+            if partition_of(key, self._store.num_partitions) != partition:
+                raise DataError(f"a key does not belong to partition {partition}", where=f"key {key}")
+
+
+def write_parquet(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """One row group, zstd-3, byte planes for signals, page checksums."""
+    flat = [name for name in table.column_names if f"{name}.list.element" not in _SIGNAL_ENCODINGS]
+    paths = {
+        f"{name}.list.element" if pa.types.is_list(table.schema.field(name).type) else name for name in flat
+    }
+    pq.write_table(
+        table,
+        path,
+        row_group_size=max(1, table.num_rows),
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=sorted(paths & set(_DICTIONARY_COLUMNS)),
+        column_encoding={
+            column: encoding
+            for column, encoding in _SIGNAL_ENCODINGS.items()
+            if column.partition(".")[0] in table.column_names
+        },
+        write_page_checksum=True,
+    )
