@@ -12,24 +12,25 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, cast, get_args
 
 import yaml
 
-from raystill.config.load import LoadedConfig
+from raystill.cluster.plan import Plan, compute_plan
+from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
-from raystill.errors import ConfigError
+from raystill.errors import ConfigError, Problem, RaystillError
 from raystill.run.lock import hold_lock
-from raystill.run.paths import STAGE_NAMES, RunPaths, StageName
+from raystill.run.paths import MANIFEST_NAME, STAGE_NAMES, RunPaths, StageName
 from raystill.run.publish import publish_file
-from raystill.run.stage import Stage, execute, load_inputs
-from raystill.run.state import load_stage_state, validate_run_root
+from raystill.run.stage import Stage, execute
+from raystill.run.state import validate_run_root
 
 Step = Literal["prepare", "generate", "score", "sft", "distill", "evaluate", "export", "report"]
 STEP_NAMES: tuple[Step, ...] = get_args(Step)
@@ -64,6 +65,15 @@ class RunResult:
     steps: tuple[StepResult, ...]
     seconds: float
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able data; the shape that --json prints."""
+        return {
+            "run_dir": str(self.paths.root),
+            "seconds": round(self.seconds, 3),
+            "steps": [asdict(step) for step in self.steps],
+            "report": str(self.paths.report) if self.paths.report.exists() else None,
+        }
+
 
 class Observer(Protocol):
     """Sees a run as it happens; the terminal is one."""
@@ -92,6 +102,16 @@ class SilentObserver:
 
     def step_finished(self, result: StepResult) -> None:
         """Nothing to show."""
+
+
+def parse_step(name: str) -> Step:
+    """`name` as a step. Raises ConfigError if there is none of that name."""
+    for step in STEP_NAMES:
+        if step == name:
+            return step
+    raise ConfigError(
+        f"there is no step {name}", where="--until", fix=f"choose one of {', '.join(STEP_NAMES)}"
+    )
 
 
 def load_stage(name: StageName) -> Stage:
@@ -137,16 +157,7 @@ def run_pipeline(
     Complete stages are skipped, half-done ones go on, `fresh` replaces them all.
     Raises RaystillError as the stages do, ConfigError if `until` is not a step of this run.
     """
-    steps: list[Step] = [stage.name for stage in plan_stages(loaded.config)]
-    if "evaluate" in steps:
-        steps.append("report")
-    if until is not None:
-        if until not in steps:
-            raise ConfigError(
-                f"this run has no step {until}", where="--until", fix=f"choose one of {', '.join(steps)}"
-            )
-        steps = steps[: steps.index(until) + 1]
-    return _run(steps, loaded, fresh, observer or SilentObserver())
+    return _run(_steps_until(loaded.config, until), loaded, fresh, observer or SilentObserver())
 
 
 def run_stage(
@@ -154,6 +165,39 @@ def run_stage(
 ) -> RunResult:
     """Run one step. Raises DataError where the output of a stage before it is missing."""
     return _run([name], loaded, fresh, observer or SilentObserver())
+
+
+def plan_run(loaded: LoadedConfig, *, only: Step | None = None, until: Step | None = None) -> Plan:
+    """Plan the whole run, up to `until`, or one step. Touches nothing and starts nothing.
+
+    Raises DataError for an unreadable manifest; what else would stop the run is among the plan's blockers.
+    """
+    steps = _steps_until(loaded.config, until) if only is None else [only]
+    names: list[StageName] = [name for name in steps if name != "report"]
+    blockers: list[Problem] = []
+    checks: tuple[Callable[[], None], ...] = (
+        lambda: require_supported(loaded.config, names),
+        lambda: validate_run_root(loaded.config, RunPaths.from_config(loaded.config)),
+    )
+    for check in checks:
+        try:
+            check()
+        except RaystillError as error:
+            blockers += error.problems
+    return compute_plan(loaded.config, [load_stage(name) for name in names], blockers)
+
+
+def _steps_until(config: Config, until: Step | None) -> list[Step]:
+    steps: list[Step] = [stage.name for stage in plan_stages(config)]
+    if "evaluate" in steps:
+        steps.append("report")
+    if until is None:
+        return steps
+    if until not in steps:
+        raise ConfigError(
+            f"this run has no step {until}", where="--until", fix=f"choose one of {', '.join(steps)}"
+        )
+    return steps[: steps.index(until) + 1]
 
 
 def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observer) -> RunResult:
@@ -168,7 +212,7 @@ def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observe
         for position, name in enumerate(steps, 1):
             observer.step_started(name, position, len(steps))
             if name == "report":
-                result = _run_report(config, paths)
+                result = _run_report(config, paths, must_build=fresh or len(steps) == 1)
             else:
                 result = _run_one(load_stage(name), config, paths, fresh, ray, observer)
             observer.step_finished(result)
@@ -179,16 +223,24 @@ def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observe
 def _run_one(
     stage: Stage, config: Config, paths: RunPaths, fresh: bool, ray: _RaySession, observer: Observer
 ) -> StepResult:
-    load_inputs(stage, config, paths)
-    if stage.needs_ray and (fresh or load_stage_state(stage, config, paths).status in ("absent", "started")):
-        ray.start()
-    outcome = execute(stage, config, paths, fresh=fresh, on_event=observer.event)
+    outcome = execute(
+        stage,
+        config,
+        paths,
+        fresh=fresh,
+        on_event=observer.event,
+        before_work=ray.start if stage.needs_ray else None,
+    )
     manifest = outcome.manifest
     return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)
 
 
-def _run_report(config: Config, paths: RunPaths) -> StepResult:
-    from raystill.report.build import build_report
+def _run_report(config: Config, paths: RunPaths, must_build: bool) -> StepResult:
+    manifests = [paths.stage_dir(name) / MANIFEST_NAME for name in STAGE_NAMES]
+    newest = max((path.stat().st_mtime for path in manifests if path.exists()), default=0.0)
+    if not must_build and paths.report.exists() and paths.report.stat().st_mtime >= newest:
+        return StepResult("report", True, 0.0)
+    from raystill.report import build_report
 
     started = time.monotonic()
     build_report(paths, config)

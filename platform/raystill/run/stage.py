@@ -131,12 +131,14 @@ def execute(
     *,
     fresh: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    before_work: Callable[[], None] | None = None,
 ) -> StageOutcome:
     """Run `stage`, or skip it if its output is complete and nothing that decides it has changed.
 
     Raises ConfigError naming the changed keys or inputs when a complete or half-done output was made from
     something else (`fresh=True` replaces it), and DataError when an input stage is not complete. The caller
-    holds the run lock. `on_event` sees every event that the stage logs.
+    holds the run lock. `on_event` sees every event that the stage logs. `before_work` is called once nothing
+    is left that would refuse the stage, and not for one that is skipped: it starts what the body needs.
     """
     inputs = load_inputs(stage, config, paths)
     output = paths.stage_dir(stage.name)
@@ -150,11 +152,31 @@ def execute(
     if complete is not None:
         _refuse_changes(stage, {"config": complete.config, "inputs": complete.inputs}, origin, output)
         return StageOutcome(complete, skipped=True)
+    started = output / STARTED_NAME
+    if not fresh and started.exists():
+        _refuse_changes(stage, json.loads(started.read_text(encoding="utf-8")), origin, output)
     if stage.preflight:
         stage.preflight(config, paths)
+    if before_work:
+        before_work()
     if fresh:
         shutil.rmtree(output, ignore_errors=True)
-    _begin(stage, origin, output)
+    output.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(output)
+    if not started.exists():
+        write_json(started, origin)
+    return StageOutcome(_work(stage, config, paths, inputs, origin, on_event), skipped=False)
+
+
+def _work(
+    stage: Stage,
+    config: Config,
+    paths: RunPaths,
+    inputs: Mapping[StageName, Manifest],
+    origin: dict[str, Any],
+    on_event: Callable[[dict[str, Any]], None] | None,
+) -> Manifest:
+    output = paths.stage_dir(stage.name)
     with EventLog(paths.run_log, stage.name, on_event) as events:
         events.emit("stage_started", output=str(output))
         started = time.monotonic()
@@ -165,17 +187,7 @@ def execute(
             raise
         manifest = _finish(stage, origin, output, result, time.monotonic() - started)
         events.emit("stage_finished", seconds=manifest.seconds, counts=manifest.counts)
-    return StageOutcome(manifest, skipped=False)
-
-
-def _begin(stage: Stage, origin: dict[str, Any], output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(output)
-    started = output / STARTED_NAME
-    if started.exists():
-        _refuse_changes(stage, json.loads(started.read_text(encoding="utf-8")), origin, output)
-    else:
-        write_json(started, origin)
+    return manifest
 
 
 def _forget_empty_start(output: Path) -> None:

@@ -1,0 +1,293 @@
+"""What a run would do, before it does anything: stages, rows, tokens, disk, memory and time.
+
+Reads manifests, source sizes and checkpoint headers only; imports no torch and starts no Ray. Numbers that
+are not read from finished stages are estimates, and the plan says which assumption each one rests on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
+from raystill.cluster.workload import Workload, estimate_workload
+from raystill.config.schema import Config
+from raystill.config.training import DistillationSection, SftSection
+from raystill.errors import Problem
+from raystill.run.paths import RunPaths, StageName
+from raystill.run.stage import Stage
+from raystill.run.state import StageState, load_stage_state
+
+Action = Literal["reuse", "resume", "run", "refuse"]
+
+SIGNAL_BYTES_AT_20 = 57.0  # measured per completion token at k = 20: float16 logprobs, int32 ids, zstd
+TEXT_BYTES = 6.0  # text and token ids per token, compressed
+NUM_MILESTONES = 6
+TRAINED_BYTES = 12  # checkpoint: float32 weight and two float32 moments per trained parameter
+RESIDENT_BYTES = 16  # training: the same and a float32 gradient
+STARTUP_SECONDS: dict[StageName, float] = {
+    "prepare": 1, "generate": 40, "score": 40, "sft": 20, "distill": 20, "evaluate": 30, "export": 30
+}  # fmt: skip
+FLOPS = {"cpu": 5e9, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
+_ACTIONS: dict[str, Action] = {"complete": "reuse", "started": "resume", "absent": "run", "changed": "refuse"}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage: what will happen to it and what that needs. None: unknown until earlier stages ran."""
+
+    name: StageName
+    action: Action
+    work: str
+    seconds: float | None
+    disk_bytes: int | None
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan. `blockers` are what would stop the run before it starts."""
+
+    run_dir: str
+    store_dir: str
+    stages: tuple[PlannedStage, ...]
+    workload: Workload
+    teacher_parameters: int | None
+    student_parameters: int | None
+    steps: dict[str, int | None]
+    memory_bytes: int | None
+    disk_bytes: int | None
+    free_disk_bytes: int
+    seconds: float | None
+    blockers: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-able data; the shape that `raystill plan --json` prints."""
+        return asdict(self)
+
+
+def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Problem] = ()) -> Plan:
+    """Plan `stages` (in order) for `config`. Raises DataError for an unreadable manifest."""
+    paths = RunPaths.from_config(config)
+    states = {stage.name: load_stage_state(stage, config, paths) for stage in stages}
+    manifest = {name: state.manifest for name, state in states.items() if state.status == "complete"}
+    workload = estimate_workload(config, manifest.get("prepare"), manifest.get("generate"))
+    teacher = _teacher_parameters(config)
+    student = student_parameters(config.student, _vocabulary(config))
+    device = _device(config)
+    speed = FLOPS[device] * (1 if device == "cuda" else _num_cpus(config))
+    sizing = _Sizing(config, workload, teacher, student, speed)
+    planned = tuple(sizing.plan(stage.name, states[stage.name]) for stage in stages)
+    working = [stage for stage in planned if stage.action != "reuse"]
+    disk = _total([stage.disk_bytes for stage in working])
+    free = _free_disk(paths.root)
+    return Plan(
+        run_dir=str(paths.root),
+        store_dir=str(paths.store),
+        stages=planned,
+        workload=workload,
+        teacher_parameters=teacher,
+        student_parameters=student,
+        steps={name: sizing.steps(section) for name, section in _training(config)},
+        memory_bytes=None if student is None else student * RESIDENT_BYTES,
+        disk_bytes=None if disk is None else int(disk),
+        free_disk_bytes=free,
+        seconds=_total([stage.seconds for stage in working]),
+        blockers=(*blockers, *_refusals(planned, paths)),
+        warnings=_warnings(config, disk, free),
+        assumptions=_assumptions(config, device, workload),
+    )
+
+
+@dataclass(frozen=True)
+class _Sizing:
+    """Estimates for single stages. `speed` is in floating-point operations per second."""
+
+    config: Config
+    workload: Workload
+    teacher: int | None
+    student: int | None
+    speed: float
+
+    def plan(self, name: StageName, state: StageState) -> PlannedStage:
+        action = _ACTIONS[state.status]
+        if action == "reuse" and state.manifest is not None:
+            counts = ", ".join(f"{value:,} {key}" for key, value in state.manifest.counts.items())
+            return PlannedStage(name, action, counts, 0.0, 0)
+        operations, disk = self._needs(name)
+        seconds = None if operations is None else STARTUP_SECONDS[name] + operations / self.speed
+        return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
+
+    def steps(self, section: SftSection | DistillationSection | None) -> int | None:
+        """Optimizer steps of a training stage."""
+        if section is None:
+            return None
+        given = section.steps or self.config.training.steps
+        rows = self.workload.train_rows
+        if given is not None or rows is None:
+            return given
+        test_size = section.dataset.test_size if isinstance(section, SftSection) else section.test_size
+        trained = rows - round(rows * test_size)
+        per_step = section.per_device_train_batch_size * section.gradient_accumulation_steps
+        per_step *= self.config.training.num_workers
+        return section.num_train_epochs * max(1, -(-trained // per_step))
+
+    def _section(self, name: StageName) -> SftSection | DistillationSection | None:
+        return dict(_training(self.config)).get(name)
+
+    def _work(self, name: StageName) -> str:
+        rows = self.workload.rows
+        count = "rows counted after prepare" if rows is None else f"{rows:,} prompts"
+        tokens = self.workload.completion_tokens
+        if name in ("generate", "score") and tokens is not None:
+            return f"{count}, {'' if self.workload.is_measured else '~'}{tokens:,} completion tokens"
+        if name in ("sft", "distill"):
+            steps = self.steps(self._section(name))
+            return "steps counted after prepare" if steps is None else f"{steps:,} optimizer steps"
+        if name == "evaluate":
+            held_out = self.workload.eval_rows
+            wanted = self.config.evaluation.max_samples
+            if held_out is None:
+                return "held-out prompts"
+            return f"{min(held_out, wanted or held_out):,} held-out prompts"
+        if name == "export":
+            return f"merged safetensors, {self.config.export.dtype}"
+        return count
+
+    def _needs(self, name: StageName) -> tuple[float | None, int | None]:
+        """Floating-point operations and bytes on disk of a stage, None where unknown."""
+        tokens = self._row_tokens()
+        completion = self.workload.completion_tokens
+        k = self.config.teacher.signals.num_logprobs
+        match name:
+            case "prepare":
+                prompts = self.workload.prompt_tokens
+                return 0.0, None if prompts is None else prompts * 4
+            case "generate" | "score":
+                if completion is None:
+                    return None, None
+                disk = int(completion * (TEXT_BYTES + SIGNAL_BYTES_AT_20 * k / 20))
+                operations = None if self.teacher is None else 2.0 * self.teacher * completion
+                return operations, disk if name == "generate" else int(
+                    completion * SIGNAL_BYTES_AT_20 * k / 20
+                )
+            case "sft" | "distill":
+                return self._training_needs(name, tokens)
+            case "evaluate":
+                if self.student is None or self.workload.eval_rows is None or tokens is None:
+                    return None, None
+                return 8.0 * self.student * self.workload.eval_rows * tokens, 1 << 20
+            case "export":
+                if self.student is None:
+                    return None, None
+                return 0.0, self.student * (4 if self.config.export.dtype == "float32" else 2)
+
+    def _training_needs(self, name: StageName, row_tokens: float | None) -> tuple[float | None, int | None]:
+        section = self._section(name)
+        if section is None or self.student is None:
+            return None, None
+        kept = NUM_MILESTONES + self.config.training.checkpoint_cleanup.max_checkpoints
+        disk = self.student * TRAINED_BYTES * kept
+        if section.peft.lora is not None:
+            disk //= 20
+        steps = self.steps(section)
+        if steps is None or row_tokens is None:
+            return None, disk
+        rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
+        return 6.0 * self.student * steps * rows * self.config.training.num_workers * row_tokens, disk
+
+    def _row_tokens(self) -> float | None:
+        work = self.workload
+        if not work.rows or work.prompt_tokens is None or work.completion_tokens is None:
+            return None
+        return (work.prompt_tokens + work.completion_tokens) / work.rows
+
+
+def _training(config: Config) -> list[tuple[StageName, SftSection | DistillationSection]]:
+    found: list[tuple[StageName, SftSection | DistillationSection]] = []
+    if config.train.sft is not None:
+        found.append(("sft", config.train.sft))
+    if config.train.distillation is not None:
+        found.append(("distill", config.train.distillation))
+    return found
+
+
+def _teacher_directory(config: Config) -> Path | None:
+    return None if config.teacher.open is None else Path(config.teacher.open.model.name).expanduser()
+
+
+def _teacher_parameters(config: Config) -> int | None:
+    directory = _teacher_directory(config)
+    return None if directory is None else count_local_parameters(directory)
+
+
+def _vocabulary(config: Config) -> int | None:
+    directory = _teacher_directory(config)
+    architecture = load_architecture(directory) if directory is not None else None
+    size = None if architecture is None else architecture.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _device(config: Config) -> str:
+    if config.device.type != "auto":
+        return config.device.type
+    return "cuda" if shutil.which("nvidia-smi") else "cpu"
+
+
+def _num_cpus(config: Config) -> int:
+    return config.cluster.num_cpus or os.cpu_count() or 1
+
+
+def _free_disk(root: Path) -> int:
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _refusals(planned: Sequence[PlannedStage], paths: RunPaths) -> list[Problem]:
+    return [
+        Problem(
+            f"{stage.name} was made with other settings: " + "; ".join(stage.differences),
+            where=str(paths.stage_dir(stage.name)),
+            fix="restore them, choose another run.name, or replace the output with --fresh",
+        )
+        for stage in planned
+        if stage.action == "refuse"
+    ]
+
+
+def _warnings(config: Config, disk: float | None, free: int) -> tuple[str, ...]:
+    found = []
+    if disk is not None and disk > free:
+        found.append(f"the run needs about {disk / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
+    wanted = config.training.checkpoint_cleanup.min_free_space_gb
+    if _training(config) and free < wanted * 1e9:
+        found.append(
+            f"{free / 1e9:.1f} GB are free, less than training.checkpoint_cleanup.min_free_space_gb "
+            f"({wanted:g}): only milestones and the newest checkpoint will be kept"
+        )
+    return tuple(found)
+
+
+def _assumptions(config: Config, device: str, workload: Workload) -> tuple[str, ...]:
+    where = f"{_num_cpus(config)} CPU cores" if device == "cpu" else "one GPU"
+    recent = config.training.checkpoint_cleanup.max_checkpoints
+    return (
+        *workload.notes,
+        f"time: {FLOPS[device] * (_num_cpus(config) if device == 'cpu' else 1):.0e} useful operations/s on "
+        f"{where}, plus start-up of each stage; an order of magnitude, not a promise",
+        f"signals: {SIGNAL_BYTES_AT_20:.0f} bytes per completion token at 20 logprobs",
+        f"checkpoints: {NUM_MILESTONES} milestones and {recent} recent ones, {TRAINED_BYTES} bytes/parameter",
+    )

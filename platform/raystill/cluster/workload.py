@@ -1,0 +1,122 @@
+"""How much there is to do: rows and tokens, from what is on disk already or counted cheaply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raystill.config.general import PromptSource
+from raystill.config.schema import Config
+from raystill.run.manifest import Manifest
+
+BYTES_PER_TOKEN = 4
+_SAMPLE_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows and tokens of a run; None where nothing says. `is_measured`: read from a finished stage."""
+
+    rows: int | None
+    eval_rows: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    is_measured: bool
+    notes: tuple[str, ...]
+
+    @property
+    def train_rows(self) -> int | None:
+        """Rows that training reads."""
+        return None if self.rows is None else self.rows - (self.eval_rows or 0)
+
+
+def estimate_workload(config: Config, prepared: Manifest | None, generated: Manifest | None) -> Workload:
+    """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources."""
+    notes: list[str] = []
+    if prepared is not None:
+        rows = prepared.counts.get("prompts")
+        tokens = prepared.counts.get("prompt_tokens")
+        eval_rows = prepared.counts.get("eval")
+    else:
+        rows, tokens = _count_sources(config, notes)
+        eval_rows = None
+    if eval_rows is None and rows is not None:
+        wanted = config.prompts.eval_size
+        eval_rows = min(rows, round(rows * config.prompts.eval_fraction) if wanted is None else wanted)
+    completion_tokens = generated.counts.get("completion_tokens") if generated is not None else None
+    if completion_tokens is None and rows is not None:
+        longest = config.teacher.open.pipeline.max_new_tokens if config.teacher.open is not None else None
+        if longest is not None:
+            completion_tokens = rows * longest // 2
+            notes.append(f"completions are assumed to have half of max_new_tokens ({longest // 2} tokens)")
+    return Workload(rows, eval_rows, tokens, completion_tokens, prepared is not None, tuple(notes))
+
+
+def count_source(source: PromptSource) -> tuple[int | None, int | None]:
+    """Rows and bytes of one source without parsing it; None where that isn't possible.
+
+    Lines are counted in files up to 16 MiB and extrapolated from the first 16 MiB of larger ones; Parquet
+    says its rows in its footer.
+    """
+    path = Path(source.path).expanduser()
+    if source.format == "python_source" or path.is_dir() or not path.is_file():
+        return source.limit, None
+    size = path.stat().st_size
+    kind = path.suffix.lower() if source.format == "auto" else f".{source.format}"
+    if kind == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        lines = _count_lines(path, size)
+        rows = None if lines is None else max(0, lines - (1 if kind == ".csv" else 0))
+    if rows and source.limit is not None and source.limit < rows:
+        return source.limit, size * source.limit // rows
+    return rows, size
+
+
+def _count_sources(config: Config, notes: list[str]) -> tuple[int | None, int | None]:
+    counted = [(source.path, *count_source(source)) for source in config.prompts.sources]
+    counted += [
+        (item.name, *count_source(PromptSource(path=item.external_local_path)))
+        for item in config.datasets
+        if item.external_local_path is not None
+    ]
+    remote = [item.name for item in config.datasets if item.external_local_path is None]
+    unknown = [name for name, rows, _ in counted if rows is None] + remote
+    if unknown:
+        notes.append(f"rows are known after prepare: {', '.join(unknown)}")
+    if not counted or unknown:
+        return None, None
+    rows = sum(count for _, count, _ in counted if count is not None)
+    sizes = [size for _, _, size in counted]
+    tokens = None if None in sizes else sum(size for size in sizes if size is not None) // BYTES_PER_TOKEN
+    notes.append("rows are the sources' lines, before duplicates and bad rows are left out")
+    if tokens is not None:
+        notes.append(f"prompt tokens are the sources' bytes / {BYTES_PER_TOKEN}")
+    return rows, tokens
+
+
+def _count_lines(path: Path, size: int) -> int | None:
+    lines = read = 0
+    last = b"\n"
+    try:
+        with path.open("rb") as stream:
+            while read < _SAMPLE_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
+                lines += chunk.count(b"\n")
+                read += len(chunk)
+                last = chunk[-1:]
+    except OSError:
+        return None
+    if read < size:
+        return lines * size // read
+    return lines + (last != b"\n")
+
+
+def _parquet_rows(path: Path) -> int | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowInvalid):
+        return None
