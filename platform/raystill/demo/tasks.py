@@ -38,17 +38,21 @@ MAX_NUMBER = 999
 MAX_OPERAND = 9
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": int.__add__, "-": int.__sub__}
 
-_NAMES = (
-    "Alice Bruno Chloe David Elena Felix Grace Hugo Irene Jonas Karin Liam Maria Nadia Oscar Paula "
-    "Quinn Rosa Simon Tara Umar Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Dora Emil Fiona"
-).split()
-_CITIES = (
-    "Athens Berlin Cairo Dublin Essen Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid "
-    "Nairobi Oslo Paris Quito Rome Seoul Tokyo Utrecht Vienna Warsaw York Zurich Bergen Cork Delhi "
-    "Lima Milan Porto Turin"
-).split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_POOLS = {"name": _NAMES, "city": _CITIES, "day": _DAYS}
+_POOLS = {
+    kind: words.split()
+    for kind, words in {
+        "name": (
+            "Alice Bruno Chloe David Elena Felix Grace Hugo Irene Jonas Karin Liam Maria Nadia Oscar Paula "
+            "Quinn Rosa Simon Tara Umar Vera Walter Xenia Yusuf Zoe Anton Bella Carlos Dora Emil Fiona"
+        ),
+        "city": (
+            "Athens Berlin Cairo Dublin Essen Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid "
+            "Nairobi Oslo Paris Quito Rome Seoul Tokyo Utrecht Vienna Warsaw York Zurich Bergen Cork Delhi "
+            "Lima Milan Porto Turin"
+        ),
+        "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    }.items()
+}
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def draw_tool_call(rng: random.Random) -> Task:
     tool = TOOLS[name]
     arguments = {key: _draw_value(kind, rng) for key, kind in tool.arguments.items()}
     while arguments.get("origin", "") == arguments.get("destination"):
-        arguments["destination"] = rng.choice(_CITIES)
+        arguments["destination"] = rng.choice(_POOLS["city"])
     prompt = rng.choice(tool.phrasings).format(**arguments)
     return Task("tool_call", prompt, json.dumps({"name": name, "arguments": arguments}))
 
@@ -288,8 +292,7 @@ def tool_schemas() -> list[dict[str, Any]]:
                 "parameters": {
                     "type": "object",
                     "properties": {
-                        key: types.get(kind, {"type": "string"})
-                        for key, kind in tool.arguments.items()
+                        key: types.get(kind, {"type": "string"}) for key, kind in tool.arguments.items()
                     },
                     "required": list(tool.arguments),
                     "additionalProperties": False,
