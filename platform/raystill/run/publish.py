@@ -61,8 +61,8 @@ def temporary_sibling(path: Path) -> Path:
 def publish_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path` atomically.
 
-    Raises whatever the body raises, after removing the temporary file; EnvironmentFault where the disk is full
-    or the place can't be written.
+    Raises whatever the body raises, after removing the temporary file; EnvironmentFault where the disk is
+    full or the place can't be written.
     """
     make_directory(path.parent)
     temporary = temporary_sibling(path)

@@ -119,8 +119,8 @@ def list_signals(table: pa.Table) -> list[TopKSignal | None]:
 def view_signal(signal: TopKSignal, num_logprobs: int) -> TopKSignal:
     """The same distributions with only the `num_logprobs` best tokens; what is dropped joins the tail.
 
-    tail' = log(exp(tail) + sum of exp(dropped logprobs)), in float32 by logaddexp. Raises DataError when more is
-    asked for than is stored.
+    tail' = log(exp(tail) + sum of exp(dropped logprobs)), in float32 by logaddexp. Raises DataError when
+    more is asked for than is stored.
     """
     K = signal.num_logprobs
     if num_logprobs == K:
@@ -160,7 +160,7 @@ def _lists(arrays: Sequence[Array | None], dtype: type[np.generic]) -> pa.Array:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     if offsets[-1] > _MAX_LIST_ENTRIES:
         raise DataError(
-            f"a part would hold {offsets[-1]:,} entries in one column, Parquet lists end at {_MAX_LIST_ENTRIES:,}",
+            f"one column of a part would hold {offsets[-1]:,} entries, {_MAX_LIST_ENTRIES:,} is the limit",
             fix="lower teacher.store.rows_per_part",
         )
     present = [np.asarray(each, dtype=dtype) for each in arrays if each is not None]

@@ -1,8 +1,8 @@
 """Commit records: a part exists only if its record does.
 
-A record is one small JSON file that says what the part holds. It carries the part's keys, so that resuming and
-counting never open a Parquet file, and so that a lost part can still name what must be asked again. It also
-carries its own checksum.
+A record is one small JSON file that says what the part holds. It carries the part's keys, so that resuming
+and counting never open a Parquet file, and so that a lost part can still name what must be asked again. It
+also carries its own checksum.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who the teacher is, and the keys that name its answers.
 
-A request key is the hash of everything that decides an answer: the teacher, the prompt, the sampling, the seed
-and the sample's index. The same request always has the same key, in any run and on any machine, so an answer
-is never asked for twice; a row's seed and its partition follow from the key alone.
+A request key is the hash of everything that decides an answer: the teacher, the prompt, the sampling, the
+seed and the sample's index. The same request always has the same key, in any run and on any machine, so an
+answer is never asked for twice; a row's seed and its partition follow from the key alone.
 """
 
 from __future__ import annotations

@@ -137,11 +137,11 @@ def check_present(store: TeacherStore, commit: CommitRecord) -> None:
 def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataError:
     """The error for a part that can't be used: which, why, and how many keys it costs."""
     return DataError(
-        f"a committed part of the teacher store can't be read: {why}; {commit.num_rows} keys must be asked again "
-        f"({', '.join(commit.keys[:3])}{', ...' if commit.num_rows > 3 else ''})",
+        f"a committed part of the teacher store can't be read: {why}; {commit.num_rows} keys must be asked "
+        f"again ({', '.join(commit.keys[:3])}{', ...' if commit.num_rows > 3 else ''})",
         where=str(commit.part_path(store)),
-        fix="restore the file from a copy; or quarantine it with `raystill store verify --quarantine` and run "
-        f"raystill {'score' if commit.kind == 'scores' else 'generate'} again",
+        fix="restore the file from a copy, or `raystill store verify --quarantine` and then "
+        f"`raystill {'score' if commit.kind == 'scores' else 'generate'}` again",
     )
 
 

@@ -28,8 +28,8 @@ Float32Array = npt.NDArray[np.float32]
 class TopKSignal:
     """A teacher's distribution at every completion token: its K best tokens and the mass of the rest.
 
-    `topk_ids_TK` int32 and `topk_logprobs_TK` float16, best first; `sampled_logprob_T` float32, the logprob of
-    the token that stands there; `tail_logprob_T` float32, the log of the mass outside the K (-inf for none).
+    `topk_ids_TK` int32 and `topk_logprobs_TK` float16, best first; `sampled_logprob_T` float32, the logprob
+    of the token that stands there; `tail_logprob_T` float32, the log of the mass outside the K (-inf: none).
     """
 
     topk_ids_TK: Int32Array

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from raystill.errors import DataError
 from raystill.store.records import Float32Array, Int32Array, TeacherRow, TopKSignal
+
+BoolArray = npt.NDArray[np.bool_]
 
 # float16 has 11 significant bits: a logprob x is off by at most |x| * 2^-11. Twice that, and an absolute
 # floor for the engines' own rounding, is allowed.
@@ -50,7 +53,7 @@ def _check_group(group: list[tuple[str, TopKSignal, Int32Array | None]]) -> None
     tail_T = np.concatenate([signal.tail_logprob_T for _, signal, _ in group])
     keys, lengths = [key for key, _, _ in group], [len(s.sampled_logprob_T) for _, s, _ in group]
 
-    def refuse(bad_T: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], what: str) -> None:
+    def refuse(bad_T: BoolArray, what: str) -> None:
         if bad_T.any():
             position = int(np.argmax(bad_T))
             row = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
@@ -61,13 +64,13 @@ def _check_group(group: list[tuple[str, TopKSignal, Int32Array | None]]) -> None
                 fix="this is a fault of the engine or of its adapter; nothing of this part was written",
             )
 
-    refuse(~np.isfinite(logprobs_TK).all(axis=1), "a stored logprob is not finite")
+    refuse(np.any(~np.isfinite(logprobs_TK), axis=1), "a stored logprob is not finite")
     refuse(~np.isfinite(sampled_T), "the sampled token's logprob is not finite")
     refuse(np.isnan(tail_T), "the tail's logprob is NaN")
-    refuse((ids_TK < 0).any(axis=1), "a token id is negative")
-    refuse((np.diff(logprobs_TK, axis=1) > 0).any(axis=1), "logprobs are not sorted, best first")
+    refuse(np.any(ids_TK < 0, axis=1), "a token id is negative")
+    refuse(np.any(np.diff(logprobs_TK, axis=1) > 0, axis=1), "logprobs are not sorted, best first")
     ordered_TK = np.sort(ids_TK, axis=1)
-    refuse((np.diff(ordered_TK, axis=1) == 0).any(axis=1), "a token id stands twice at one position")
+    refuse(np.any(np.diff(ordered_TK, axis=1) == 0, axis=1), "a token id stands twice at one position")
     mass_T = np.exp(logprobs_TK).sum(axis=1) + np.exp(tail_T)
     refuse(np.abs(mass_T - 1.0) > _MASS_TOLERANCE, "top-k mass and tail do not sum to 1")
     if all(token_ids is not None for _, _, token_ids in group):
@@ -80,7 +83,7 @@ def _check_group(group: list[tuple[str, TopKSignal, Int32Array | None]]) -> None
 
 def _wrong_sampled(
     ids_TK: Int32Array, logprobs_TK: Float32Array, sampled_T: Float32Array, tokens_T: Int32Array
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+) -> BoolArray:
     tolerance_T = _ABSOLUTE_TOLERANCE + np.abs(sampled_T) * _RELATIVE_TOLERANCE
     found_TK = ids_TK == tokens_T[:, None]
     inside_T = found_TK.any(axis=1)

@@ -1,7 +1,7 @@
 """Writing parts. Any number of writers may work on one store at once, in any processes, uncoordinated.
 
-Order per part: check, temporary file, fsync, rename, fsync of the directory; then the commit record in the same
-way. A crash leaves a part without a commit, which nobody reads, or nothing.
+Order per part: check, temporary file, fsync, rename, fsync of the directory; then the commit record in the
+same way. A crash leaves a part without a commit, which nobody reads, or nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,242 @@
+"""Checkpoints: published whole or not at all, verified before they are trusted.
+
+    checkpoints/
+      step-00000042/
+        model.safetensors  optimizer.safetensors  ...   one file per group of tensors
+        state.json                                      everything that is not a tensor
+        manifest.json                                   step, sizes and sha256 of the files above
+
+A name that parses as a step proves nothing: only a directory whose manifest verifies is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from raystill.errors import DataError
+from raystill.run.manifest import FileRecord, record_files
+from raystill.run.publish import publish_directory, sha256_file, write_json
+
+SCHEMA_VERSION = 1
+_STEP_NAME = re.compile(r"^step-([0-9]{8,})$")
+_GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+_STATE_NAME = "state.json"
+_MANIFEST_NAME = "manifest.json"
+
+TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+class CheckpointManifest(BaseModel):
+    """What a checkpoint directory must hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    step: int = Field(ge=0)
+    groups: tuple[str, ...]
+    files: dict[str, FileRecord]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(record.size_bytes for record in self.files.values())
+
+
+@dataclass(frozen=True)
+class CheckpointContent:
+    """A loaded checkpoint: tensors by group and name, on the CPU, and the JSON state."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LatestCheckpoint:
+    """The newest checkpoint that verifies, or None; and why newer ones were passed over."""
+
+    path: Path | None
+    step: int | None
+    passed_over: tuple[tuple[Path, str], ...] = ()
+
+
+def step_directory(directory: Path, step: int) -> Path:
+    """Path of the checkpoint of `step`."""
+    return directory / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a directory's name claims, or None for a foreign name."""
+    found = _STEP_NAME.match(path.name)
+    return int(found.group(1)) if found else None
+
+
+def save_checkpoint(directory: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, Any]) -> Path:
+    """Publish the checkpoint of `step` below `directory`; returns its path. Writes every tensor once.
+
+    `tensors` maps group ("model", "optimizer") to name to tensor, of any dtype and shape; `state` is
+    JSON-able. Raises DataError for two names of one tensor (save a tied tensor once), EnvironmentFault for a
+    full disk.
+    """
+    for group, named in tensors.items():
+        if not _GROUP_NAME.match(group) or group in {"state", "manifest"}:
+            raise DataError(f"{group!r} can't name a group of tensors", where="checkpoint")
+        _refuse_shared(group, named)
+    path = step_directory(directory, step)
+    with publish_directory(path) as temporary:
+        written = []
+        for group, named in tensors.items():
+            file = temporary / f"{group}.safetensors"
+            save_file({name: _own(tensor) for name, tensor in named.items()}, file)
+            written.append(file)
+        write_json(temporary / _STATE_NAME, dict(state))
+        written.append(temporary / _STATE_NAME)
+        manifest = CheckpointManifest(
+            step=step, groups=tuple(tensors), files=record_files(temporary, written)
+        )
+        write_json(temporary / _MANIFEST_NAME, manifest.model_dump(mode="json"))
+    return path
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Directories with a checkpoint's name and a manifest, by ascending step. Content is not verified."""
+    if not directory.is_dir():
+        return []
+    found = [(step_of(path), path) for path in directory.iterdir() if (path / _MANIFEST_NAME).is_file()]
+    return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
+
+
+def verify_checkpoint(path: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint whose files are all there and unchanged. Raises DataError naming one."""
+    manifest = load_checkpoint_manifest(path)
+    for name, record in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(file, "it is missing")
+        if file.stat().st_size != record.size_bytes:
+            raise _damaged(file, f"it has {file.stat().st_size:,} bytes instead of {record.size_bytes:,}")
+        if sha256_file(file) != record.sha256:
+            raise _damaged(file, "its content has changed")
+    return manifest
+
+
+def load_checkpoint_manifest(path: Path) -> CheckpointManifest:
+    """A checkpoint's manifest, checked against its directory's name. Raises DataError."""
+    file = path / _MANIFEST_NAME
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise _damaged(file, "it can't be read") from error
+    try:
+        manifest = CheckpointManifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise _damaged(file, _why_unreadable(raw)) from error
+    expected = {f"{group}.safetensors" for group in manifest.groups} | {_STATE_NAME}
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise _damaged(file, _why_unreadable(raw))
+    if manifest.files.keys() != expected:
+        raise _damaged(file, "it does not list the checkpoint's files")
+    if manifest.step != step_of(path):
+        raise _damaged(file, f"it is the manifest of step {manifest.step}")
+    return manifest
+
+
+def latest_valid(directory: Path) -> LatestCheckpoint:
+    """The newest checkpoint that verifies. Newer ones that don't are passed over, each with the reason."""
+    passed_over: list[tuple[Path, str]] = []
+    for path in _claimed(directory):
+        try:
+            manifest = verify_checkpoint(path)
+        except DataError as error:
+            passed_over.append((path, error.what))
+            continue
+        return LatestCheckpoint(path, manifest.step, tuple(passed_over))
+    return LatestCheckpoint(None, None, tuple(passed_over))
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
+    """Tensors and state of the checkpoint at `path`.
+
+    `verify=False` trusts a path that `latest_valid` has just returned. Raises DataError for a damaged file
+    and for model weights that are not finite, naming the tensor.
+    """
+    manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
+    tensors = {group: _load_group(path / f"{group}.safetensors") for group in manifest.groups}
+    for name, tensor in tensors.get("model", {}).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(
+                f"weight {name!r} is not finite",
+                where=str(path),
+                fix="delete this checkpoint; training resumes from the one before it",
+            )
+    try:
+        state = json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path / _STATE_NAME, "it can't be read") from error
+    return CheckpointContent(step=manifest.step, tensors=tensors, state=state)
+
+
+def _load_group(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, "it is not a safetensors file") from error
+
+
+def _claimed(directory: Path) -> list[Path]:
+    """Everything with a checkpoint's name, newest first, valid or not."""
+    if not directory.is_dir():
+        return []
+    named = [(step_of(path), path) for path in directory.iterdir()]
+    return [path for _, path in sorted(((s, p) for s, p in named if s is not None), reverse=True)]
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU, contiguous, and alone in its storage, as safetensors wants it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone()
+
+
+def _refuse_shared(group: str, named: Mapping[str, torch.Tensor]) -> None:
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in named.items():
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if place in seen:
+            raise DataError(
+                f"{seen[place]!r} and {name!r} are the same tensor",
+                where=f"checkpoint group {group}",
+                fix="save a tied tensor once, under one name",
+            )
+        seen[place] = name
+
+
+def _why_unreadable(raw: bytes) -> str:
+    try:
+        version = json.loads(raw).get("schema_version")
+    except (ValueError, AttributeError):
+        return "it is not a manifest"
+    if version != SCHEMA_VERSION:
+        return f"its schema version is {version!r}, this program reads {SCHEMA_VERSION}"
+    return "it is not a manifest"
+
+
+def _damaged(file: Path, why: str) -> DataError:
+    return DataError(
+        f"{file.name} of the checkpoint can't be used: {why}",
+        where=str(file),
+        fix="resume from an older checkpoint, or restore the file from a copy",
+    )
