@@ -11,14 +11,24 @@ from raystill.config.section import Section
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-PathText = Annotated[str, Field(min_length=1, pattern=r"^([^/\x00]{0,255}/)*[^/\x00]{0,255}$")]
+PathText = Annotated[
+    str,
+    Field(
+        min_length=1,
+        pattern=r"^([^/\x00]{0,255}/)*[^/\x00]{0,255}$",
+        title="a path whose parts have at most 255 characters",
+    ),
+]
 
 
 class RunSection(Section):
     """`run`: the name, the place and the seed of a run."""
 
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the run; its directory."
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        title="letters, digits, dots, dashes and underscores, at most 100, beginning with a letter or digit",
+        description="Name of the run; its directory.",
     )
     dir: PathText = Field("runs", description="Directory that holds runs.")
     seed: Seed = Field(0, description="Seed of splits, sampling, initial weights and data order.")

@@ -1,0 +1,113 @@
+"""Keys that are documented and don't act yet: a run that would need one is refused, never quietly different.
+
+A file that carries such keys loads and can be planned. `require_supported` is called with the stages that are
+about to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from raystill.config.keys import Key, all_keys
+from raystill.config.loaded import LoadedConfig
+from raystill.config.schema import Config
+from raystill.config.student_init import given_architecture_keys, resolve_student_init
+from raystill.errors import ConfigError, Problem
+
+# Which stages would have to honour a key. One that isn't listed (a whole section, such as `curate`) changes
+# the pipeline itself, so no stage runs with it.
+STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
+    "teacher.open.data.download.size": ("generate",),
+    "teacher.closed.data.download.size": ("generate",),
+    "assistant.quantization.load_in_4bit": ("sft",),
+    "student.repo": ("export",),
+    "train.sft.report_to": ("sft",),
+    "train.sft.experiment": ("sft",),
+    "train.sft.dataset.train_batched": ("sft",),
+    "train.sft.dataset.eval_batched": ("sft",),
+    "train.sft.tokenizer.mlm": ("sft",),
+    "train.distillation.report_to": ("distill",),
+    "train.distillation.experiment": ("distill",),
+    "export.onnx": ("export",),
+    "export.coreml": ("export",),
+    "export.gguf": ("export",),
+}
+
+
+def unsupported_keys(config: Config | LoadedConfig, stages: Sequence[str]) -> list[Problem]:
+    """One problem per key that has a value which none of `stages` could honour yet."""
+    loaded = config if isinstance(config, LoadedConfig) else LoadedConfig(config)
+    named = isinstance(config, LoadedConfig)
+    problems = []
+    for path, shown, needed_by in _unsupported(loaded.config):
+        affected = [stage for stage in stages if needed_by is None or stage in needed_by]
+        if affected:
+            problems.append(
+                Problem(
+                    f"`{path}`{shown} is not supported yet; {affected[0]} would need it",
+                    loaded.where(path) if named else path,
+                    _fix(path),
+                )
+            )
+    return problems
+
+
+def require_supported(config: Config | LoadedConfig, stages: Sequence[str]) -> None:
+    """Raise ConfigError naming every key that `stages` can't honour yet."""
+    problems = unsupported_keys(config, stages)
+    if problems:
+        what = problems[0].what if len(problems) == 1 else f"{len(problems)} keys are not supported yet"
+        raise ConfigError(what, problems[0].where, problems[0].fix, problems=tuple(problems))
+
+
+def marked_keys() -> list[Key]:
+    """The keys that the schema marks as not acting yet, outermost only."""
+    marked: list[Key] = []
+    for key in all_keys().values():
+        if key.not_yet and not any(key.path.startswith(f"{outer.path}.") for outer in marked):
+            marked.append(key)
+    return marked
+
+
+def _unsupported(config: Config) -> Iterator[tuple[str, str, tuple[str, ...] | None]]:
+    """Path, how its value reads in a message, and the stages that would need it (None: any)."""
+    for key in marked_keys():
+        value = _value_at(config, key.path, key.default)
+        if value != key.default:
+            shown = f": {_written(value)}" if isinstance(value, str | bool) else ""
+            yield key.path, shown, STAGES_OF_KEY.get(key.path)
+    if config.teacher.closed is not None:
+        yield "teacher.closed", "", ("generate", "score")
+    student = config.student
+    reshaped = student.base_model_name is not None and given_architecture_keys(student)
+    if resolve_student_init(student) == "shrink" or (student.init == "base" and reshaped):
+        trainers = ("distill",) if config.assistant is not None else ("sft", "distill")
+        yield "student", ": shrinking a checkpoint to the architecture keys", trainers
+
+
+def _fix(path: str) -> str:
+    if path == "teacher.closed":
+        return "use a teacher with open weights (teacher.open)"
+    if path == "student":
+        return (
+            "remove the architecture keys to start from the checkpoint's own shape, or base_model_name to "
+            "start from new weights (student.tokenizer then names the tokenizer)"
+        )
+    default = all_keys()[path].default
+    return f"remove it, or lay the default on top: --set {path}={_written(default)}"
+
+
+def _value_at(config: Config, path: str, default: Any) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        if value is None:
+            return default
+        value = getattr(value, part)
+    return value
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
