@@ -1,1 +1,1 @@
-"""Stage evaluate: how far the student is from the teacher."""
+"""Stage evaluate: how much of the gap between the untrained student and the teacher was closed."""

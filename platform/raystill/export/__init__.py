@@ -1,1 +1,1 @@
-"""Stage export: the student as files that other programs load."""
+"""Stage export: the student as files that other programs load, with proof that they do."""

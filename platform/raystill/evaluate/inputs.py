@@ -1,0 +1,78 @@
+"""The held-out prompts and the teacher's answers to them, paired one to one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from raystill.config.schema import Config
+from raystill.errors import DataError
+from raystill.evaluate.tasks import validate_references
+from raystill.run.paths import RunPaths
+from raystill.store.identity import StoreIdentity
+from raystill.store.reader import iter_rows
+from raystill.store.records import TeacherRow
+from raystill.store.store import TeacherStore, load_store
+from raystill.text.prompt_row import Prompt
+from raystill.text.prompt_table import load_prompts
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`rows[i]` answers `prompts[i]`; `num_without_output` prompts have no answer and are left out."""
+
+    prompts: list[Prompt]
+    rows: list[TeacherRow]
+    num_without_output: int
+    identity: StoreIdentity
+
+
+def has_signals(config: Config) -> bool:
+    """Whether the store holds distributions to compare with."""
+    return config.teacher.signals.num_logprobs > 0
+
+
+def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
+    """Read the evaluation split and the teacher's stored completions of it.
+
+    `evaluation.max_samples` takes a subset that doesn't depend on the order of the sources. Raises DataError
+    if nothing is held out, or if a reference can't be compared with anything.
+    """
+    prompts = load_prompts(paths.prompt_table, "eval")
+    if not prompts:
+        raise DataError(
+            "no prompts are held out, so nothing can be evaluated",
+            where=str(paths.prompt_table),
+            fix="set prompts.eval_size, and prepare again with --fresh",
+        )
+    validate_references(prompts)
+    if config.evaluation.max_samples is not None:
+        by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.id.encode("utf-8")).digest())
+        prompts = by_hash[: config.evaluation.max_samples]
+    store = load_store(paths.store)
+    answers = _load_answers(store, {prompt.id for prompt in prompts}, with_signal=has_signals(config))
+    answered = [prompt for prompt in prompts if prompt.id in answers]
+    return HeldOut(
+        prompts=answered,
+        rows=[answers[prompt.id] for prompt in answered],
+        num_without_output=len(prompts) - len(answered),
+        identity=store.identity,
+    )
+
+
+def _load_answers(store: TeacherStore, ids: Collection[str], *, with_signal: bool) -> dict[str, TeacherRow]:
+    """The first sample of each prompt; of several (other sampling settings) that of the smallest key."""
+    answers: dict[str, TeacherRow] = {}
+    # A store shared by runs may hold a prompt under the split it had in another run: look everywhere then.
+    for splits in (("eval",), None):
+        missing = set(ids) - answers.keys()
+        if not missing:
+            break
+        for row in iter_rows(store, splits=splits, with_signal=with_signal):
+            if row.prompt_id not in missing:
+                continue
+            known = answers.get(row.prompt_id)
+            if known is None or (row.sample_index, row.key) < (known.sample_index, known.key):
+                answers[row.prompt_id] = row
+    return answers
