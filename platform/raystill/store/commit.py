@@ -105,7 +105,7 @@ def load_commits(store: TeacherStore, partition: int, kind: Kind | None = None) 
 
 
 def kept_rows(commits: Sequence[CommitRecord]) -> list[list[int] | None]:
-    """Which rows of each part count, when several parts hold the same key: the first part by name wins.
+    """Which rows of each part count, when several parts hold the same key: the oldest part wins.
 
     Per part, the indices of the rows that count, or None where all do.
     """

@@ -2,13 +2,14 @@
 
     <store>/
       store.json                                     identity, number of partitions; written first
-      partitions/p0003/part-<writer>-<seq>.parquet   rows (text, ids, and signals captured with generation)
-      scores/p0003/part-<writer>-<seq>.parquet       signals written by the score stage, by key
-      rejects/p0003/part-<writer>-<seq>.parquet      requests that failed for good
-      commits/p0003/<kind>-<writer>-<seq>.json       a part exists only if its commit does
+      partitions/p0003/part-<stem>.parquet           rows (text, ids, and signals captured with generation)
+      scores/p0003/part-<stem>.parquet               signals written by the score stage, by key
+      rejects/p0003/part-<stem>.parquet              requests that failed for good
+      commits/p0003/<kind>-<stem>.json               a part exists only if its commit does
       writers/<writer>.lock                          held while that writer's process lives
       quarantine/                                    damaged parts and their commits, moved aside
 
+A stem is `<milliseconds>-<writer>-<seq>`: unique without coordination, and older parts come first by name.
 `partitions/*/*.parquet` is plain Parquet for pandas, DuckDB and `datasets`.
 """
 
@@ -49,7 +50,7 @@ class StoreLayout:
         return self.root / _FOLDERS[kind] / partition_name(partition)
 
     def part(self, kind: Kind, partition: int, stem: str) -> Path:
-        """A part's file; `stem` is `<writer>-<seq>`."""
+        """A part's file."""
         return self.parts(kind, partition) / f"part-{stem}.parquet"
 
     def commits(self, partition: int) -> Path:
@@ -69,9 +70,9 @@ def partition_name(partition: int) -> str:
     return f"p{partition:04d}"
 
 
-def part_stem(writer: str, sequence: int) -> str:
-    """`<writer>-<seq>`: names a part and its commit."""
-    return f"{writer}-{sequence:06d}"
+def part_stem(milliseconds: int, writer: str, sequence: int) -> str:
+    """What a part and its commit are called, apart from the kind; `milliseconds` since 1970."""
+    return f"{milliseconds:013d}-{writer}-{sequence:06d}"
 
 
 def writer_of(name: str) -> str | None:

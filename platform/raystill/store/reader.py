@@ -1,7 +1,7 @@
 """Reading a store. Only committed parts are seen, every part is verified when it is read, nothing is written.
 
-Where two writers raced and committed the same key, the part that comes first by name counts; every reader,
-`stats` and `content_digest` decide alike.
+Where two writers raced and committed the same key, the older part (the first by name) counts; every reader,
+`compute_stats` and `content_digest` decide alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from raystill.store.codec import ROW_COLUMNS, SIGNAL_COLUMNS, iter_table_rows, l
 from raystill.store.commit import CommitRecord, kept_rows, load_commits
 from raystill.store.layout import Kind
 from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, TeacherRow, TopKSignal
+from raystill.store.selfcheck import check_sampled
 from raystill.store.store import TeacherStore
 
 SCHEMAS: dict[Kind, pa.Schema] = {"rows": ROW_SCHEMA, "scores": SCORE_SCHEMA, "rejects": REJECT_SCHEMA}
@@ -95,8 +96,10 @@ def iter_rows(
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
         for table in iter_tables(store, columns=columns, splits=splits, partitions=(partition,)):
-            for row in iter_table_rows(table):
-                yield _attach(row, scores.get(row.key), num_logprobs) if with_signal else row
+            rows = iter_table_rows(table)
+            if scores:
+                rows = iter(_with_scores(list(rows), scores))
+            yield from (_view(row, num_logprobs) for row in rows) if with_signal else rows
 
 
 def load_rows(
@@ -156,18 +159,24 @@ def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
     return best
 
 
-def _attach(row: TeacherRow, score: TopKSignal | None, num_logprobs: int | None) -> TeacherRow:
-    signal = row.signal
-    if score is not None and (signal is None or score.num_logprobs > signal.num_logprobs):
-        signal = score
-    if signal is None:
+def _with_scores(rows: list[TeacherRow], scores: dict[str, TopKSignal]) -> list[TeacherRow]:
+    """Rows with the score stage's signal where it holds more; it must fit the row's own completion."""
+    merged = []
+    for row in rows:
+        score = scores.get(row.key)
+        wider = score is not None and (row.signal is None or score.num_logprobs > row.signal.num_logprobs)
+        merged.append(replace(row, signal=score) if wider else row)
+    check_sampled([row for row, before in zip(merged, rows, strict=True) if row is not before])
+    return merged
+
+
+def _view(row: TeacherRow, num_logprobs: int | None) -> TeacherRow:
+    if row.signal is None:
         raise DataError(
             "a stored row has no teacher signal",
             where=f"key {row.key}",
             fix="set teacher.signals.num_logprobs and run raystill score",
         )
-    if len(signal.sampled_logprob_T) != len(row.completion_token_ids):
-        raise DataError("a signal's length is not its completion's", where=f"key {row.key}")
-    if num_logprobs is not None:
-        signal = view_signal(signal, num_logprobs)
-    return row if signal is row.signal else replace(row, signal=signal)
+    if num_logprobs is None or num_logprobs == row.signal.num_logprobs:
+        return row
+    return replace(row, signal=view_signal(row.signal, num_logprobs))

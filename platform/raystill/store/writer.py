@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -129,7 +130,7 @@ class PartWriter:
     ) -> CommitRecord:
         self._check_keys(partition, keys)
         self._sequence += 1
-        stem = part_stem(self._name, self._sequence)
+        stem = part_stem(time.time_ns() // 1_000_000, self._name, self._sequence)
         path = self._store.layout.part(kind, partition, stem)
         failpoint("store:before_part")
         with publish_file(path) as temporary:

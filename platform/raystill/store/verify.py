@@ -1,0 +1,180 @@
+"""Recomputing everything a store claims. Reading only: what to do about damage is `quarantine`'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from raystill.errors import DataError
+from raystill.run.publish import TEMPORARY_PREFIX
+from raystill.store.codec import iter_table_rejects, iter_table_rows, list_signals
+from raystill.store.commit import DIGEST_MODULUS, CommitRecord, list_commit_paths, load_commit
+from raystill.store.digest import reject_digest, row_digest, score_digest
+from raystill.store.identity import partition_of
+from raystill.store.layout import KINDS
+from raystill.store.reader import read_part
+from raystill.store.records import Int32Array
+from raystill.store.selfcheck import check_rows, check_signals
+from raystill.store.store import TeacherStore, load_store
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A committed part that can't be used. `commit` is its record's path; `keys` are lost with it.
+
+    `keys` is None where the record itself is unreadable, so that nobody knows.
+    """
+
+    commit: Path
+    part: Path
+    what: str
+    keys: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify_store` found. A store is `ok` when every committed part is whole and right.
+
+    `num_rows` counts distinct keys; `num_duplicates` are further rows of keys that are stored already, which
+    readers leave out; `stray_scores` belong to no stored row; `uncommitted` files are what crashed writers
+    left, or what a writer is writing right now.
+    """
+
+    path: Path
+    num_parts: int
+    num_rows: int
+    num_scores: int
+    num_rejects: int
+    num_duplicates: int
+    stray_scores: int
+    damaged: tuple[Damage, ...]
+    uncommitted: tuple[Path, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is damaged."""
+        return not self.damaged
+
+    @property
+    def num_lost_keys(self) -> int:
+        """Keys that must be asked again, as far as they are known."""
+        return len({key for damage in self.damaged for key in damage.keys or ()})
+
+
+def verify_store(path: Path) -> VerifyReport:
+    """Check every part of the store at `path` against its commit and against itself. Never writes.
+
+    Checksums, schemas, keys and their partitions, order-independent digests, every signal's self-check.
+    Raises DataError only where store.json can't be read.
+    """
+    store = load_store(path)
+    totals = {"parts": 0, "rows": 0, "scores": 0, "rejects": 0, "duplicates": 0, "stray": 0}
+    damaged: list[Damage] = []
+    for partition in range(store.num_partitions):
+        _verify_partition(store, partition, totals, damaged)
+    return VerifyReport(
+        path=path,
+        num_parts=totals["parts"],
+        num_rows=totals["rows"],
+        num_scores=totals["scores"],
+        num_rejects=totals["rejects"],
+        num_duplicates=totals["duplicates"],
+        stray_scores=totals["stray"],
+        damaged=tuple(damaged),
+        uncommitted=tuple(list_uncommitted(store)),
+    )
+
+
+def list_uncommitted(store: TeacherStore) -> list[Path]:
+    """Parts without a commit and temporary files, of living and dead writers."""
+    committed = {
+        path.name.partition("-")[2].removesuffix(".json")
+        for partition in range(store.num_partitions)
+        for path in list_commit_paths(store, partition)
+    }
+    return [path for path in sorted(_files(store)) if _is_uncommitted(path, committed)]
+
+
+def _verify_partition(
+    store: TeacherStore, partition: int, totals: dict[str, int], damaged: list[Damage]
+) -> None:
+    keys: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    tokens: dict[str, Int32Array] = {}
+    # Rows first: a score's sampled token is checked against its row.
+    paths = sorted(
+        list_commit_paths(store, partition), key=lambda path: (path.name.partition("-")[0] != "rows", path)
+    )
+    for path in paths:
+        totals["parts"] += 1
+        try:
+            commit = load_commit(path)
+        except DataError as error:
+            damaged.append(Damage(path, _part_of(store, partition, path), error.what, None))
+            continue
+        try:
+            _verify_part(store, commit, partition, tokens)
+        except DataError as error:
+            damaged.append(Damage(path, commit.part_path(store), str(error), commit.keys))
+            continue
+        totals["duplicates"] += sum(key in keys[commit.kind] for key in commit.keys)
+        keys[commit.kind].update(commit.keys)
+    for kind in KINDS:
+        totals[kind] += len(keys[kind])
+    totals["stray"] += len(keys["scores"] - keys["rows"])
+
+
+def _verify_part(
+    store: TeacherStore, commit: CommitRecord, partition: int, tokens: dict[str, Int32Array]
+) -> None:
+    """Raises DataError for the first thing that is wrong; adds the rows' completions to `tokens`."""
+    if commit.partition != partition:
+        raise DataError(f"the commit says partition {commit.partition}")
+    table = read_part(store, commit)
+    if tuple(table.column("key").to_pylist()) != commit.keys:
+        raise DataError("the part's keys are not those that were committed")
+    for key in commit.keys:
+        if partition_of(key, store.num_partitions) != partition:
+            raise DataError(f"key {key} does not belong to partition {partition}")
+    digests, num_tokens = _check_content(commit, table, tokens)
+    if f"{digests % DIGEST_MODULUS:064x}" != commit.digest_sum or num_tokens != commit.num_tokens:
+        raise DataError("the part's content is not what was committed")
+
+
+def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int32Array]) -> tuple[int, int]:
+    """The sum of digests and the number of tokens, after the self-checks."""
+    if commit.kind == "rejects":
+        return sum(map(reject_digest, iter_table_rejects(table))), 0
+    if commit.kind == "scores":
+        scores = [(k, s) for k, s in zip(commit.keys, list_signals(table), strict=True) if s is not None]
+        check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
+        return sum(score_digest(*score) for score in scores), sum(len(s.sampled_logprob_T) for _, s in scores)
+    rows = list(iter_table_rows(table))
+    check_rows(rows)
+    for row in rows:
+        tokens.setdefault(row.key, row.completion_token_ids.copy())
+    return sum(map(row_digest, rows)), sum(len(row.completion_token_ids) for row in rows)
+
+
+def _part_of(store: TeacherStore, partition: int, commit: Path) -> Path:
+    kind, _, stem = commit.name.removesuffix(".json").partition("-")
+    return next(
+        (store.layout.part(known, partition, stem) for known in KINDS if known == kind),
+        store.layout.part("rows", partition, stem),
+    )
+
+
+def _files(store: TeacherStore) -> Iterator[Path]:
+    for partition in range(store.num_partitions):
+        folders = [store.layout.parts(kind, partition) for kind in KINDS] + [store.layout.commits(partition)]
+        for folder in folders:
+            if folder.is_dir():
+                yield from folder.iterdir()
+
+
+def _is_uncommitted(path: Path, committed: set[str]) -> bool:
+    if path.name.startswith(TEMPORARY_PREFIX):
+        return True
+    return path.suffix == ".parquet" and path.stem.removeprefix("part-") not in committed
