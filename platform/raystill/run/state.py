@@ -15,7 +15,6 @@ from raystill.run.paths import STARTED_NAME, RunPaths
 from raystill.run.stage import Stage, changed_keys, config_slice
 
 Status = Literal["complete", "started", "changed", "absent"]
-NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,14 @@ def load_stage_state(stage: Stage, config: Config, paths: RunPaths) -> StageStat
 def validate_run_root(config: Config, paths: RunPaths) -> None:
     """Raise before anything is written if `run.dir`/`run.name` can't become or isn't a run directory.
 
-    ConfigError: the path can't exist, or lies inside a prompt source. EnvironmentFault: it is a file, it is
-    not writable, or it holds files that no run wrote; those are never touched.
+    ConfigError: it lies inside a prompt source. EnvironmentFault: it is a file, its name is too long, it is not
+    writable, or it holds files that no run wrote; those are never touched.
     """
-    _validate_names(paths.root)
     try:
         _validate_place(config, paths)
-    except PermissionError as error:
+    except OSError as error:
         raise EnvironmentFault(
-            f"the run directory can't be read: {error.strerror}",
+            f"the run directory can't be used: {error.strerror}",
             where=str(paths.root),
             fix="choose another run.dir",
         ) from error
@@ -96,19 +94,6 @@ def _validate_place(config: Config, paths: RunPaths) -> None:
 def is_run(paths: RunPaths) -> bool:
     """Whether raystill made this directory."""
     return paths.resolved_config.exists() or paths.lock.exists() or paths.run_log.exists()
-
-
-def _validate_names(root: Path) -> None:
-    text = str(root)
-    if "\0" in text:
-        raise ConfigError("run.dir has a NUL character", where="run.dir", fix="use a plain path")
-    long = [part for part in root.parts if len(os.fsencode(part)) > NAME_BYTES]
-    if long:
-        raise ConfigError(
-            f"a name in the run directory is longer than {NAME_BYTES} bytes: {long[0][:40]}...",
-            where="run.dir",
-            fix="use shorter names",
-        )
 
 
 def _validate_outside_sources(config: Config, root: Path) -> None:

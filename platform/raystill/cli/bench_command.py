@@ -1,0 +1,55 @@
+"""`raystill bench NAME`: measure this machine against a pinned peer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from raystill.cli.arguments import Debug, Json
+from raystill.cli.environment import quiet_libraries
+from raystill.cli.terminal import RESULTS, make_table, print_json
+from raystill.errors import ConfigError
+
+BENCHES = {"generation": "raystill.bench.generation", "gap": "raystill.bench.gap"}
+Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Smaller: ends within a minute on two cores.")]
+
+
+def bench(name: Name, quick: Quick = False, as_json: Json = False, debug: Debug = False) -> None:
+    """Measure this machine against a pinned peer, interleaved in one run."""
+    if name != "all" and name not in BENCHES:
+        raise ConfigError(
+            f"there is no benchmark {name}", where="bench", fix=f"one of {', '.join(BENCHES)}, all"
+        )
+    quiet_libraries()
+    results = [
+        import_module(module).run_bench(quick=quick)
+        for known, module in BENCHES.items()
+        if name in (known, "all")
+    ]
+    if as_json:
+        print_json(results if name == "all" else results[0])
+        return
+    for result in results:
+        rows = [
+            (
+                row["case"],
+                row["metric"],
+                _number(row["ours"]),
+                _number(row["peer"]),
+                row["peer_name"],
+                _number(row["ratio"]),
+                str(row["goal"]),
+                "yes" if row["met"] else "no",
+            )
+            for row in result["rows"]
+        ]
+        right = {"ours", "peer", "ratio", "goal"}
+        headings = ("case", "metric", "ours", "peer", "peer name", "ratio", "goal", "met")
+        RESULTS.print(make_table(result["bench"], {heading: heading in right for heading in headings}, rows))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4g}"

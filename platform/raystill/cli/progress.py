@@ -1,0 +1,91 @@
+"""A run on the terminal: one heading and one line of results per step, and progress in between."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.text import Text
+
+from raystill.cli.terminal import LOG, human_seconds
+from raystill.pipeline import Step, StepResult
+
+PROGRESS_EVENT = "progress"
+_LINE_EVERY_SECONDS = 30.0
+_REFRESH_SECONDS = 0.2
+
+
+class TerminalObserver:
+    """Shows a run on standard error: a live line on a terminal, a line per 30 seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._next_line = 0.0
+        self._started = 0.0
+
+    def step_started(self, name: Step, position: int, total: int) -> None:
+        """Remember the heading; a step that is complete gets one line in all."""
+        self._label = f"[{position}/{total}] {name}"
+        self._started = time.monotonic()
+        self._next_line = self._started
+        if LOG.is_terminal:
+            LOG.print(Text(f"{self._label} ...", style="dim"), end="\r")
+
+    def event(self, record: dict[str, Any]) -> None:
+        """Show what a stage says while it works."""
+        if record["event"] == "stage_started":
+            self._clear()
+            LOG.print(Text(self._label, style="bold"))
+        elif record["event"] == PROGRESS_EVENT:
+            self._progress(record)
+
+    def step_finished(self, result: StepResult) -> None:
+        """One line: done or complete already, with the counts."""
+        self._clear()
+        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items())
+        if result.skipped:
+            LOG.print(Text.assemble((self._label, "bold"), (": complete already", "green")))
+        else:
+            if result.name == "report":
+                LOG.print(Text(self._label, style="bold"))
+            LOG.print(Text.assemble("      ", ("done", "green"), f" in {human_seconds(result.seconds)}"))
+            if counts:
+                LOG.print(Text(f"      {counts}", style="dim"))
+
+    def _progress(self, record: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now < self._next_line and record.get("done") != record.get("total"):
+            return
+        self._next_line = now + (_REFRESH_SECONDS if LOG.is_terminal else _LINE_EVERY_SECONDS)
+        line = f"      {describe_progress(record, now - self._started)}"
+        if LOG.is_terminal:
+            self._clear()
+            LOG.print(Text(line[: LOG.width - 1], style="cyan"), end="\r")
+        else:
+            LOG.print(line)
+
+    def _clear(self) -> None:
+        if LOG.is_terminal:
+            LOG.print(" " * (LOG.width - 1), end="\r")
+
+
+def describe_progress(record: dict[str, Any], elapsed: float) -> str:
+    """`120/400 rows, 812 tokens/s, 1 min 3 s left` from a progress event's fields.
+
+    `done` and `total` count `unit`s; every other number is shown with its name.
+    """
+    done, total = record.get("done"), record.get("total")
+    parts = []
+    if done is not None:
+        parts.append(f"{done:,}{'' if total is None else f'/{total:,}'} {record.get('unit', 'rows')}")
+    known = {"time", "stage", "event", "done", "total", "unit", "eta_seconds"}
+    for name, value in record.items():
+        if name not in known and isinstance(value, int | float) and not isinstance(value, bool):
+            shown = f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.4g}"
+            parts.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
+    left = record.get("eta_seconds")
+    if left is None and done and total and done < total:
+        left = elapsed * (total - done) / done
+    if left:
+        parts.append(f"{human_seconds(left)} left")
+    return ", ".join(parts)

@@ -1,0 +1,121 @@
+"""`raystill run`, one command per stage, and `raystill report`: all go through raystill.pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raystill.cli.arguments import ConfigFiles, Debug, DryRun, Fresh, Json, Overrides, load_from_options
+from raystill.cli.environment import quiet_libraries
+from raystill.cli.terminal import LOG, RESULTS, human_seconds, print_json
+
+if TYPE_CHECKING:
+    from raystill.config.loaded import LoadedConfig
+
+STAGE_HELP = {
+    "prepare": "Read prompts from their sources, split them, and write the prompt table.",
+    "generate": "Let the teacher complete every prompt, into the teacher store.",
+    "score": "Add the teacher's distributions to completions that have none.",
+    "sft": "Fine-tune on the teacher's completions.",
+    "distill": "Train the student on the teacher's distributions.",
+    "evaluate": "Measure teacher and students on held-out prompts.",
+    "export": "Write the student as files that other programs load, and verify them.",
+    "report": "Write report.html, one self-contained page.",
+}
+Until = Annotated[str | None, typer.Option("--until", metavar="STEP", help="Stop after this step.")]
+
+
+def run(
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    until: Until = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole pipeline: complete stages are skipped, the others go on where they stopped."""
+    run_steps(None, load_from_options(config, overrides), until, fresh, dry_run, as_json)
+
+
+def make_stage_command(name: str) -> Callable[..., None]:
+    """The command function of one step."""
+
+    def command(
+        config: ConfigFiles = None,
+        overrides: Overrides = None,
+        fresh: Fresh = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        run_steps(name, load_from_options(config, overrides), None, fresh, dry_run, as_json)
+
+    command.__doc__ = STAGE_HELP[name]
+    return command
+
+
+def run_steps(
+    name: str | None, loaded: LoadedConfig, until: str | None, fresh: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Run one step (or all, for None) with progress, and print what came out."""
+    if dry_run:
+        from raystill.cli.plan_command import show_plan
+
+        show_plan(loaded, only=name, until=until, as_json=as_json)
+        return
+    quiet_libraries()
+    from raystill.cli.progress import TerminalObserver
+    from raystill.pipeline import parse_step, run_pipeline, run_stage
+
+    observer = TerminalObserver()
+    if name is None:
+        wanted = None if until is None else parse_step(until)
+        result = run_pipeline(loaded, fresh=fresh, until=wanted, observer=observer)
+    else:
+        result = run_stage(parse_step(name), loaded, fresh=fresh, observer=observer)
+    LOG.print(f"{len(result.steps)} steps in {human_seconds(result.seconds)}")
+    if as_json:
+        print_json(result.to_json())
+        return
+    if result.paths.evaluation_results.exists() and name in (None, "evaluate", "report"):
+        _print_gap_table(result.paths.evaluation_results)
+    if result.paths.report.exists() and name in (None, "report"):
+        RESULTS.print(f"report: {result.paths.report}")
+    if name is None and until is None:
+        _print_next(loaded)
+
+
+def _print_gap_table(path: Path) -> None:
+    from raystill.evaluate.gap_table import build_gap_table
+    from raystill.evaluate.results import load_results
+
+    RESULTS.print()
+    RESULTS.print(build_gap_table(load_results(path)))
+
+
+def _print_next(loaded: LoadedConfig) -> None:
+    files = " ".join(source for source in loaded.sources if not source.startswith("--set "))
+    name = loaded.config.run.name
+    has_kd = loaded.config.train.distillation is not None
+    change = "losses.divergence=reverse_kl" if has_kd else "run.seed=1"
+    RESULTS.print("\nNext:")
+    for what, line in (
+        ("look into the teacher's outputs", f"raystill store stats --config {files}"),
+        ("see where a value comes from", f"raystill config explain training.save_every --config {files}"),
+        (
+            "another run from the same teacher outputs",
+            f"raystill run --config {files} --set run.name={name}-2 "
+            f"--set teacher.store.path={_store_of(loaded)} --set {change}",
+        ),
+    ):
+        RESULTS.print(f"  # {what}\n  {line}")
+
+
+def _store_of(loaded: LoadedConfig) -> str:
+    from raystill.run.paths import RunPaths
+
+    return str(RunPaths.from_config(loaded.config).store)

@@ -1,0 +1,113 @@
+"""`raystill store stats|verify`: look into a teacher store. Nothing here writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
+from raystill.cli.terminal import RESULTS, human_bytes, print_json
+from raystill.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from raystill.store.verify import Damage
+
+MAX_SHOWN_KEYS = 5
+store_app = typer.Typer(no_args_is_help=True, help="Look into a teacher store.")
+StorePath = Annotated[
+    Path | None, typer.Argument(metavar="[STORE]", help="Store directory; unset: the one of --config.")
+]
+
+
+@store_app.command()
+def stats(
+    store: StorePath = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Count rows, tokens, signals and rejects, from the files themselves."""
+    path = _store_path(store, config, overrides)
+    from raystill.store.stats import compute_stats
+    from raystill.store.store import load_store
+
+    found = compute_stats(load_store(path))
+    if as_json:
+        print_json({"store": str(path)} | asdict(found))
+        return
+    mass = found.captured_mass_mean
+    lines = [
+        ("store", str(path)),
+        ("teacher", f"{found.teacher} ({found.teacher_id})"),
+        ("rows", f"{found.num_rows:,} in {found.num_parts:,} parts of {found.num_partitions} partitions"),
+        ("splits", _counts(found.splits)),
+        ("tokens", f"{found.num_tokens:,} in completions, {found.num_prompt_tokens:,} in prompts"),
+        ("signals", f"{found.num_scored:,} rows; logprobs stored per token: {_counts(found.logprob_widths)}"),
+        ("top-k mass", "no signals" if mass is None else f"{100 * mass:.2f} % of the probability on average"),
+        ("finished by", _counts(found.finish_reasons)),
+        ("flags", _counts(found.flags)),
+        ("rejects", f"{found.num_rejects:,}; {_counts(found.rejects_by_code)}"),
+        ("disk", f"{human_bytes(found.size_bytes)}, {found.bytes_per_token:.1f} bytes per token"),
+        ("left over", f"{found.num_uncommitted:,} uncommitted files, {found.num_duplicates:,} duplicates"),
+    ]
+    for name, text in lines:
+        RESULTS.print(f"{name:<12} {text}", markup=False)
+
+
+@store_app.command()
+def verify(
+    store: StorePath = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Recompute every checksum and count. Exit code 3 if a committed part is damaged, which is then named."""
+    path = _store_path(store, config, overrides)
+    from raystill.store.verify import verify_store
+
+    report = verify_store(path)
+    if not report.ok:
+        raise DataError(
+            f"{len(report.damaged)} damaged parts",
+            where=str(path),
+            problems=tuple(_problem(damage) for damage in report.damaged),
+        )
+    if as_json:
+        print_json(asdict(report) | {"ok": True})
+        return
+    RESULTS.print(
+        f"verified: {report.num_rows:,} rows, {report.num_scores:,} scores and {report.num_rejects:,} "
+        f"rejects in {report.num_parts:,} parts; {report.num_duplicates:,} duplicates, "
+        f"{len(report.uncommitted):,} uncommitted files",
+        markup=False,
+    )
+
+
+def _store_path(store: Path | None, config: list[Path] | None, overrides: list[str] | None) -> Path:
+    if store is not None:
+        return store
+    from raystill.run.paths import RunPaths
+
+    return RunPaths.from_config(load_from_options(config, overrides).config).store
+
+
+def _problem(damage: Damage) -> Problem:
+    if damage.keys is None:
+        lost = "which rows are lost is unknown"
+    else:
+        more = "" if len(damage.keys) <= MAX_SHOWN_KEYS else ", ..."
+        lost = f"{len(damage.keys)} keys are lost: {', '.join(damage.keys[:MAX_SHOWN_KEYS])}{more}"
+    return Problem(
+        f"{damage.what}; {lost}",
+        where=str(damage.part),
+        fix="run generate again: it sets damaged parts aside and asks for their rows again",
+    )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in sorted(counts.items())) or "none"
