@@ -163,8 +163,7 @@ def _adapters(loaded: LoadedConfig) -> Iterator[Problem]:
 
 
 def _student(loaded: LoadedConfig) -> Iterator[Problem]:
-    config = loaded.config
-    student = config.student
+    student = loaded.config.student
     init = resolve_student_init(student)
     given = given_architecture_keys(student)
     missing = [f"student.{key}" for key in ARCHITECTURE_KEYS if key not in given]
@@ -185,17 +184,7 @@ def _student(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("student.init", "student.base_model_name"),
             "set student.base_model_name, or student.init: fresh with architecture keys",
         )
-    trains_student = config.train.distillation is not None or (
-        config.train.sft is not None and config.assistant is None
-    )
-    if init is None and trains_student:
-        stage = _DISTILL if config.train.distillation is not None else "train.sft"
-        yield Problem(
-            f"`{stage}` trains a student, and `student` doesn't say which",
-            loaded.where(stage, "student"),
-            "set student.base_model_name, or " + ", ".join(f"student.{key}" for key in ARCHITECTURE_KEYS),
-        )
-    if init == "fresh" and not missing:
+    if init in ("fresh", "shrink") and not missing:
         yield from _student_shape(loaded)
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from raystill.config.keys import Key, all_keys
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
-from raystill.config.student_init import given_architecture_keys, resolve_student_init
+from raystill.config.student_init import (
+    ARCHITECTURE_KEYS,
+    given_architecture_keys,
+    resolve_student_init,
+)
 from raystill.errors import ConfigError, Problem
 
 # Which stages would have to honour a key. One that isn't listed (a whole section, such as `curate`) changes
@@ -36,7 +40,7 @@ STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
 
 
 def unsupported_keys(config: Config | LoadedConfig, stages: Sequence[str]) -> list[Problem]:
-    """One problem per key that has a value which none of `stages` could honour yet."""
+    """One problem per key that has a value which `stages` couldn't honour yet, or that they miss."""
     loaded = config if isinstance(config, LoadedConfig) else LoadedConfig(config)
     named = isinstance(config, LoadedConfig)
     problems = []
@@ -50,14 +54,17 @@ def unsupported_keys(config: Config | LoadedConfig, stages: Sequence[str]) -> li
                     _fix(path),
                 )
             )
+    problems += _missing_student(loaded, stages)
     return problems
 
 
 def require_supported(config: Config | LoadedConfig, stages: Sequence[str]) -> None:
-    """Raise ConfigError naming every key that `stages` can't honour yet."""
+    """Raise ConfigError naming every key that `stages` can't honour yet, or can't do without."""
     problems = unsupported_keys(config, stages)
     if problems:
-        what = problems[0].what if len(problems) == 1 else f"{len(problems)} keys are not supported yet"
+        what = (
+            problems[0].what if len(problems) == 1 else f"{len(problems)} keys stand in the way of this run"
+        )
         raise ConfigError(what, problems[0].where, problems[0].fix, problems=tuple(problems))
 
 
@@ -84,6 +91,18 @@ def _unsupported(config: Config) -> Iterator[tuple[str, str, tuple[str, ...] | N
     if resolve_student_init(student) == "shrink" or (student.init == "base" and reshaped):
         trainers = ("distill",) if config.assistant is not None else ("sft", "distill")
         yield "student", ": shrinking a checkpoint to the architecture keys", trainers
+
+
+def _missing_student(loaded: LoadedConfig, stages: Sequence[str]) -> Iterator[Problem]:
+    """A recipe alone loads without a student; training one needs it described."""
+    config = loaded.config
+    trainers = [name for name in stages if name == "distill" or (name == "sft" and config.assistant is None)]
+    if trainers and resolve_student_init(config.student) is None:
+        yield Problem(
+            f"{trainers[0]} trains a student, and `student` doesn't say which",
+            "student",
+            "set student.base_model_name, or " + ", ".join(f"student.{key}" for key in ARCHITECTURE_KEYS),
+        )
 
 
 def _fix(path: str) -> str:
