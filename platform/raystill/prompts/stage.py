@@ -1,0 +1,124 @@
+"""Stage prepare: every prompt source of a configuration becomes the run's prompt table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raystill.config.schema import Config
+from raystill.errors import ConfigError
+from raystill.run.paths import RunPaths
+from raystill.run.stage import Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from raystill.text.chat import ChatFormat
+
+
+def run_prepare(context: StageContext) -> StageResult:
+    """Read all sources, build the table, publish it and the rejects.
+
+    Raises DataError for bad rows, ids or lengths, and what loading the teacher's tokenizer raises.
+    """
+    from itertools import chain
+
+    from raystill.prompts.shapes import iter_prompts
+    from raystill.prompts.sources import iter_rows, list_sources
+    from raystill.prompts.table import TableRules, build_table, save_rejects
+    from raystill.text.prompt_table import save_prompts
+
+    config = context.config
+    chat = _load_teacher_chat(config)
+    sources = list_sources(config)
+    rules = TableRules(
+        system=config.prompts.system,
+        max_bad_rows=config.prompts.max_bad_rows,
+        prompt_length=config.teacher.base.prompt_length,
+        over_length=config.prompts.over_length,
+        split_seed=config.prompts.split_seed,
+        eval_size=config.prompts.eval_size,
+        eval_fraction=config.prompts.eval_fraction,
+        add_generation_prompt=config.teacher.open is None
+        or config.teacher.open.tokenizer.add_generation_prompt,
+    )
+    rows = chain.from_iterable(
+        iter_prompts(source, index, iter_rows(source)) for index, source in enumerate(sources)
+    )
+    table = build_table(rows, [source.label for source in sources], rules, chat)
+    save_rejects(context.paths.prompt_rejects, table.rejects)
+    save_prompts(context.paths.prompt_table, table.prompts)
+    return StageResult(
+        counts=table.counts,
+        metrics=table.metrics,
+        files=[context.paths.prompt_table, context.paths.prompt_rejects],
+        content={"rows": table.content},
+    )
+
+
+def check_prepare(config: Config, paths: RunPaths) -> None:
+    """Raise ConfigError or DataError for what is wrong before any row is read."""
+    from raystill.prompts.sources import check_source, list_sources
+
+    for source in list_sources(config):
+        check_source(source, paths.root)
+    if config.prompts.over_length != "keep" and config.teacher.base.prompt_length is None:
+        raise ConfigError(
+            f"prompts.over_length: {config.prompts.over_length} has no length to compare with",
+            where="teacher.base.prompt_length",
+            fix="set teacher.base.prompt_length, or prompts.over_length: keep",
+        )
+
+
+def fingerprint_external(config: Config) -> dict[str, str]:
+    """Content hashes of the local sources and, for a local teacher, of its tokenizer's files."""
+    import hashlib
+    from pathlib import Path
+
+    from raystill.prompts.sources import fingerprint_sources
+    from raystill.run.publish import sha256_file
+    from raystill.text.tokenizer import TOKENIZER_FILES
+
+    fingerprints = fingerprint_sources(config)
+    if config.teacher.open is None:
+        return fingerprints
+    directory = Path(config.teacher.open.model.name).expanduser()
+    present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    if present:
+        described = "\n".join(f"{name} {sha256_file(directory / name)}" for name in present)
+        fingerprints["teacher tokenizer"] = hashlib.sha256(described.encode("ascii")).hexdigest()
+    return fingerprints
+
+
+def _load_teacher_chat(config: Config) -> ChatFormat:
+    from raystill.text.chat import load_chat_format
+
+    teacher = config.teacher.open
+    if teacher is None:
+        raise ConfigError(
+            "prompts are counted in the teacher's tokens, and there is no open teacher",
+            where="teacher.open",
+            fix="set teacher.open.model.name; closed teachers are not supported yet",
+        )
+    return load_chat_format(
+        teacher.model.name,
+        revision=teacher.model.revision,
+        trust_remote_code=teacher.model.trust_remote_code,
+        use_fast=teacher.tokenizer.use_fast,
+    )
+
+
+STAGE = Stage(
+    name="prepare",
+    config_keys=(
+        "datasets",
+        "prompts",
+        "teacher.base.prompt_length",
+        "teacher.open.model.name",
+        "teacher.open.model.revision",
+        "teacher.open.model.trust_remote_code",
+        "teacher.open.tokenizer.add_generation_prompt",
+        "teacher.open.tokenizer.use_fast",
+    ),
+    inputs=lambda config: (),
+    body=run_prepare,
+    external_inputs=fingerprint_external,
+    preflight=check_prepare,
+)
