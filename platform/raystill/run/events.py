@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from raystill.run.publish import make_directory
 
 
 class EventLog:
@@ -20,8 +23,11 @@ class EventLog:
         self._path = path
         self._stage = stage
         self._on_event = on_event
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
+        torn = _ends_torn(path)
         self._stream = path.open("a", encoding="utf-8")
+        if torn:
+            self._stream.write("\n")
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON-able."""
@@ -40,3 +46,12 @@ class EventLog:
         if error is not None:
             self.emit("stage_failed", error=type(error).__name__)
         self._stream.close()
+
+
+def _ends_torn(path: Path) -> bool:
+    """A kill in the middle of a write leaves half a line; the next event must not be glued to it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from raystill.errors import EnvironmentFault
+from raystill.run.publish import make_directory
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 
     Raises EnvironmentFault naming the holder's process and host if somebody else has it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     holder = path.with_suffix(".holder.json")
     lock = FileLock(path, timeout=0)
     try:

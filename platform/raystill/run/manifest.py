@@ -85,24 +85,45 @@ def load_manifest(directory: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise DataError(
-            "the manifest is unreadable", where=str(path), fix="delete the stage's directory and run it again"
+            "the manifest is unreadable", where=str(path), fix="run the stage again with --fresh"
         ) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DataError(
+            f"the manifest has schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}",
+            where=str(path),
+            fix="use the raystill version that wrote it, or run the stage again with --fresh",
+        )
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """The cheap look before an artefact is used: every file is there and has its size. Raises DataError."""
+    for name, record in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise DataError(
+                f"{name} is missing from the output of {manifest.stage}",
+                where=str(directory),
+                fix=f"restore it, or make it again: raystill {manifest.stage} --fresh",
+            )
+        if path.stat().st_size != record.size_bytes:
+            raise DataError(
+                f"{name} has {path.stat().st_size:,} bytes, {record.size_bytes:,} were written",
+                where=str(directory),
+                fix=f"restore it, or make it again: raystill {manifest.stage} --fresh",
+            )
 
 
 def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check that every file a manifest lists is there and unchanged. Raises DataError naming the file."""
+    check_files(directory, manifest)
     for name, record in manifest.files.items():
-        path = directory / name
-        if not path.exists():
-            raise DataError(
-                f"{name} is missing", where=str(directory), fix="run the stage again with --fresh"
-            )
-        if path.stat().st_size != record.size_bytes or sha256_file(path) != record.sha256:
+        if sha256_file(directory / name) != record.sha256:
             raise DataError(
                 f"{name} has changed since it was written",
                 where=str(directory),
-                fix="run the stage again with --fresh",
+                fix=f"restore it, or make it again: raystill {manifest.stage} --fresh",
             )

@@ -137,6 +137,21 @@ def _disk_faults(path: Path) -> Iterator[None]:
         raise EnvironmentFault(what, where=str(path), fix=fix) from error
 
 
+def discard_directory(path: Path) -> None:
+    """Remove a directory so that no crash leaves a part of it under its name: renamed first, then deleted.
+
+    Raises EnvironmentFault where it can't be renamed.
+    """
+    if not path.exists():
+        return
+    aside = temporary_sibling(path)
+    with _disk_faults(path):
+        os.replace(path, aside)
+        fsync_path(path.parent)
+    failpoint("discard_directory:renamed")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Publish a JSON file with sorted keys."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -8,7 +8,6 @@ manifest last.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from raystill.errors import ConfigError, DataError, RaystillError
 from raystill.run.events import EventLog
 from raystill.run.manifest import (
     Manifest,
+    check_files,
     fingerprint_of,
     installed_packages,
     load_manifest,
@@ -27,7 +27,7 @@ from raystill.run.manifest import (
     save_manifest,
 )
 from raystill.run.paths import STARTED_NAME, RunPaths, StageName
-from raystill.run.publish import sweep_temporaries, write_json
+from raystill.run.publish import discard_directory, make_directory, sweep_temporaries, write_json
 
 _EXTERNAL_PREFIX = "file:"
 
@@ -100,7 +100,7 @@ def config_slice(config: Config, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def load_inputs(stage: Stage, config: Config, paths: RunPaths) -> dict[StageName, Manifest]:
-    """Manifests of the stage's inputs. Raises DataError naming the first stage that is not complete."""
+    """Manifests of the stage's inputs. Raises DataError naming the first that is not complete or damaged."""
     manifests: dict[StageName, Manifest] = {}
     for name in stage.inputs(config):
         manifest = load_manifest(paths.stage_dir(name))
@@ -110,6 +110,7 @@ def load_inputs(stage: Stage, config: Config, paths: RunPaths) -> dict[StageName
                 where=str(paths.stage_dir(name)),
                 fix=f"raystill {name} --config ... first, or raystill run for the whole pipeline",
             )
+        check_files(paths.stage_dir(name), manifest)
         manifests[name] = manifest
     return manifests
 
@@ -151,18 +152,20 @@ def execute(
     complete = None if fresh else load_manifest(output)
     if complete is not None:
         _refuse_changes(stage, {"config": complete.config, "inputs": complete.inputs}, origin, output)
+        check_files(output, complete)
         return StageOutcome(complete, skipped=True)
     started = output / STARTED_NAME
     if not fresh and started.exists():
-        _refuse_changes(stage, json.loads(started.read_text(encoding="utf-8")), origin, output)
+        _refuse_changes(stage, _load_started(started), origin, output)
     if stage.preflight:
         stage.preflight(config, paths)
     if before_work:
         before_work()
     if fresh:
-        shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+        discard_directory(output)
+    make_directory(output)
     sweep_temporaries(output)
+    sweep_temporaries(paths.root)
     if not started.exists():
         write_json(started, origin)
     return StageOutcome(_work(stage, config, paths, inputs, origin, on_event), skipped=False)
@@ -188,6 +191,18 @@ def _work(
         manifest = _finish(stage, origin, output, result, time.monotonic() - started)
         events.emit("stage_finished", seconds=manifest.seconds, counts=manifest.counts)
     return manifest
+
+
+def _load_started(path: Path) -> dict[str, Any]:
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return {"config": dict(recorded["config"]), "inputs": dict(recorded["inputs"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "the record of what this output was begun with is unreadable",
+            where=str(path),
+            fix="run the stage again with --fresh",
+        ) from error
 
 
 def _forget_empty_start(output: Path) -> None:

@@ -15,7 +15,6 @@ from raystill.store.layout import Kind
 from raystill.store.reader import read_part
 from raystill.store.store import TeacherStore
 
-
 _ROWS: tuple[Kind, ...] = ("rows",)
 
 
