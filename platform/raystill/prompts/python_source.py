@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import os
 import sysconfig
 import textwrap
 import tokenize
@@ -24,7 +25,7 @@ from typing import Any
 from raystill.prompts.rows import BadRow, RawRow, excerpt_of
 
 STDLIB = "stdlib"
-_SKIPPED_DIRECTORIES = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _MAX_DOCUMENTED_LINES = 80
 _MAX_LISTED_NAMES = 40
 
@@ -40,12 +41,12 @@ def list_python_files(root: Path) -> list[Path]:
     """Python files below `root` by path, without tests, caches, installed packages and links leading out."""
     boundary = root.resolve()
     files = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if any(part in _SKIPPED_DIRECTORIES or part.startswith(".") for part in parts):
-            continue
-        if path.is_file() and path.resolve().is_relative_to(boundary):
-            files.append(path)
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED and not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix == ".py" and path.resolve().is_relative_to(boundary):
+                files.append(path)
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
