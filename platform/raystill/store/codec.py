@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,25 +66,27 @@ def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
     return pa.table(columns, schema=REJECT_SCHEMA)
 
 
-def iter_table_rows(table: pa.Table) -> Iterator[TeacherRow]:
-    """Rows of a table that has all of ROW_FIELDS; signals only where it has SIGNAL_FIELDS too.
+def iter_table_rows(
+    table: pa.Table, signals: Sequence[TopKSignal | None] | None = None
+) -> Iterator[TeacherRow]:
+    """Rows of a table that has all of ROW_FIELDS, with `signals` (one per row) attached.
 
-    Arrays are read-only views into the table's buffers.
+    Without `signals` they come from the table, where it has SIGNAL_FIELDS. Arrays are read-only views into
+    the table's buffers.
     """
     table = table.combine_chunks()
-    with_signal = set(SIGNAL_COLUMNS) <= set(table.column_names)
-    signals = list_signals(table) if with_signal else [None] * table.num_rows
+    if signals is None:
+        with_signal = set(SIGNAL_COLUMNS) <= set(table.column_names)
+        signals = list_signals(table) if with_signal else [None] * table.num_rows
     plain = [name for name in ROW_COLUMNS if not name.endswith("token_ids") and not name.startswith("num_")]
     values = {name: table.column(name).to_pylist() for name in plain}
-    prompt_of = _slicer(table, "prompt_token_ids")
-    completion_of = _slicer(table, "completion_token_ids")
+    values["flags"] = [tuple(flags) for flags in values["flags"]]
+    prompts, completions = list_arrays(table, "prompt_token_ids"), list_arrays(table, "completion_token_ids")
     for index in range(table.num_rows):
-        fields = {name: column[index] for name, column in values.items()}
-        fields["flags"] = tuple(fields["flags"])
         yield TeacherRow(
-            **fields,
-            prompt_token_ids=prompt_of(index),
-            completion_token_ids=completion_of(index),
+            **{name: column[index] for name, column in values.items()},
+            prompt_token_ids=prompts[index],
+            completion_token_ids=completions[index],
             signal=signals[index],
         )
 
@@ -99,21 +102,29 @@ def list_signals(table: pa.Table) -> list[TopKSignal | None]:
 
     Raises DataError where a row's lists don't have T*K and T entries.
     """
-    table = table.combine_chunks()
     counts = table.column("num_logprobs").to_pylist()
-    ids_of, logprobs_of = _slicer(table, "topk_ids"), _slicer(table, "topk_logprobs")
-    sampled_of, tail_of = _slicer(table, "sampled_logprob"), _slicer(table, "tail_logprob")
+    columns = [list_arrays(table, name) for name in SIGNAL_COLUMNS[1:]]
     signals: list[TopKSignal | None] = []
-    for index, K in enumerate(counts):
+    for K, ids, logprobs, sampled_T, tail_T in zip(counts, *columns, strict=True):
+        T = len(sampled_T)
         if K is None:
             signals.append(None)
-            continue
-        ids, logprobs, sampled_T = ids_of(index), logprobs_of(index), sampled_of(index)
-        T = len(sampled_T)
-        if len(ids) != T * K or len(logprobs) != T * K:
-            raise DataError(f"row {index} has {len(ids)} ids and {len(logprobs)} logprobs for {T} x {K}")
-        signals.append(TopKSignal(ids.reshape(T, K), logprobs.reshape(T, K), sampled_T, tail_of(index)))
+        elif len(ids) != T * K or len(logprobs) != T * K:
+            raise DataError(f"a signal has {len(ids)} ids and {len(logprobs)} logprobs for {T} x {K}")
+        else:
+            signals.append(TopKSignal(ids.reshape(T, K), logprobs.reshape(T, K), sampled_T, tail_T))
     return signals
+
+
+def list_arrays(table: pa.Table, name: str) -> list[Array]:
+    """Each row's entries of list column `name`, as views; a missing list is empty."""
+    column = table.column(name).combine_chunks()
+    lists = column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    if len(lists) == 0:
+        return []
+    offsets = lists.offsets.to_numpy().tolist()
+    values = lists.values.to_numpy(zero_copy_only=True)
+    return [values[start:end] for start, end in pairwise(offsets)]
 
 
 def view_signal(signal: TopKSignal, num_logprobs: int) -> TopKSignal:
@@ -171,17 +182,6 @@ def _lists(arrays: Sequence[Array | None], dtype: type[np.generic]) -> pa.Array:
         pa.array(values),
         mask=pa.array(missing) if missing.any() else None,
     )
-
-
-def _slicer(table: pa.Table, name: str) -> Callable[[int], Array]:
-    """row index -> that row's entries of list column `name`, as a view. The table has at most one chunk."""
-    column = table.column(name)
-    if column.num_chunks == 0:
-        return lambda index: np.empty(0)
-    lists = column.chunk(0)
-    offsets = lists.offsets.to_numpy()
-    values = lists.values.to_numpy(zero_copy_only=True)
-    return lambda index: values[offsets[index] : offsets[index + 1]]
 
 
 def _column(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystill.errors import DataError
-from raystill.store.codec import ROW_COLUMNS, SIGNAL_COLUMNS, iter_table_rows, list_signals, view_signal
+from raystill.store.codec import (
+    ROW_COLUMNS,
+    SIGNAL_COLUMNS,
+    iter_table_rows,
+    list_arrays,
+    list_signals,
+    view_signal,
+)
 from raystill.store.commit import CommitRecord, kept_rows, load_commits
 from raystill.store.layout import Kind
-from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, TeacherRow, TopKSignal
+from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, Int32Array, TeacherRow, TopKSignal
 from raystill.store.selfcheck import check_sampled
 from raystill.store.store import TeacherStore
 
@@ -96,10 +102,9 @@ def iter_rows(
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
         for table in iter_tables(store, columns=columns, splits=splits, partitions=(partition,)):
-            rows = iter_table_rows(table)
-            if scores:
-                rows = iter(_with_scores(list(rows), scores))
-            yield from (_view(row, num_logprobs) for row in rows) if with_signal else rows
+            yield from iter_table_rows(
+                table, _table_signals(table, scores, num_logprobs) if with_signal else None
+            )
 
 
 def load_rows(
@@ -139,12 +144,13 @@ def check_present(store: TeacherStore, commit: CommitRecord) -> None:
 
 def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataError:
     """The error for a part that can't be used: which, why, and how many keys it costs."""
+    stage = "score" if commit.kind == "scores" else "generate"
     return DataError(
         f"a committed part of the teacher store can't be read: {why}; {commit.num_rows} keys must be asked "
         f"again ({', '.join(commit.keys[:3])}{', ...' if commit.num_rows > 3 else ''})",
         where=str(commit.part_path(store)),
-        fix="restore the file from a copy, or `raystill store verify --quarantine` and then "
-        f"`raystill {'score' if commit.kind == 'scores' else 'generate'}` again",
+        fix="restore the file from a copy, or set damage aside with `raystill store verify --quarantine` and "
+        f"run `raystill {stage} --fresh`: only what is lost is asked again",
     )
 
 
@@ -159,24 +165,29 @@ def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
     return best
 
 
-def _with_scores(rows: list[TeacherRow], scores: dict[str, TopKSignal]) -> list[TeacherRow]:
-    """Rows with the score stage's signal where it holds more; it must fit the row's own completion."""
-    merged = []
-    for row in rows:
-        score = scores.get(row.key)
-        wider = score is not None and (row.signal is None or score.num_logprobs > row.signal.num_logprobs)
-        merged.append(replace(row, signal=score) if wider else row)
-    check_sampled([row for row, before in zip(merged, rows, strict=True) if row is not before])
-    return merged
-
-
-def _view(row: TeacherRow, num_logprobs: int | None) -> TeacherRow:
-    if row.signal is None:
+def _table_signals(
+    table: pa.Table, scores: dict[str, TopKSignal], num_logprobs: int | None
+) -> list[TopKSignal]:
+    """One signal per row: its own or the score stage's, whichever is wider, cut to `num_logprobs`."""
+    keys, signals = table.column("key").to_pylist(), list_signals(table)
+    if scores:
+        scored: list[tuple[str, TopKSignal, Int32Array | None]] = []
+        for index, (key, ids) in enumerate(
+            zip(keys, list_arrays(table, "completion_token_ids"), strict=True)
+        ):
+            score, own = scores.get(key), signals[index]
+            if score is not None and (own is None or score.num_logprobs > own.num_logprobs):
+                signals[index] = score
+                scored.append((key, score, ids))
+        check_sampled(scored)  # a score of another completion under the same key is refused
+    present = [signal for signal in signals if signal is not None]
+    if len(present) < len(signals):
+        missing = [key for key, signal in zip(keys, signals, strict=True) if signal is None]
         raise DataError(
-            "a stored row has no teacher signal",
-            where=f"key {row.key}",
+            f"{len(missing)} stored rows have no teacher signal ({', '.join(missing[:3])})",
+            where=f"partition of key {missing[0]}",
             fix="set teacher.signals.num_logprobs and run raystill score",
         )
-    if num_logprobs is None or num_logprobs == row.signal.num_logprobs:
-        return row
-    return replace(row, signal=view_signal(row.signal, num_logprobs))
+    if num_logprobs is None:
+        return present
+    return [view_signal(signal, num_logprobs) for signal in present]

@@ -27,15 +27,15 @@ _MASS_TOLERANCE = 1e-2
 
 def check_rows(rows: Sequence[TeacherRow]) -> None:
     """Raises DataError naming the key and position of the first signal that contradicts its row."""
-    check_signals(_with_signal(rows))
+    check_signals([(row.key, row.signal, row.completion_token_ids) for row in rows if row.signal is not None])
 
 
-def check_sampled(rows: Sequence[TeacherRow]) -> None:
+def check_sampled(signals: Sequence[KeyedSignal]) -> None:
     """Only the cheap part: is each completion token's own logprob where it should be?
 
     Tells a score of another completion under the same key, which is well-formed in itself.
     """
-    for group in _by_width(_with_signal(rows)):
+    for group in _by_width(signals):
         _Group(group).check_sampled()
 
 
@@ -45,10 +45,6 @@ def check_signals(signals: Sequence[KeyedSignal]) -> None:
         joined = _Group(group)
         joined.check_distributions()
         joined.check_sampled()
-
-
-def _with_signal(rows: Sequence[TeacherRow]) -> list[KeyedSignal]:
-    return [(row.key, row.signal, row.completion_token_ids) for row in rows if row.signal is not None]
 
 
 def _by_width(signals: Sequence[KeyedSignal]) -> list[list[KeyedSignal]]:
