@@ -1,0 +1,97 @@
+"""Putting a training run together from the configuration and the disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths
+from raystill.store.store import load_store
+from raystill.text.chat import ChatFormat
+from raystill.train.batches import StepPlanner
+from raystill.train.build import build_model, build_student, load_student_chat
+from raystill.train.device import set_up_torch, validate_precision
+from raystill.train.encode import TrainingData, load_training_data, match_tokenizers
+from raystill.train.examples import ExampleSet
+from raystill.train.group import WorkerGroup
+from raystill.train.objective import Objective, build_objective
+from raystill.train.optimizer import build_optimizer
+from raystill.train.output import save_initial_model
+from raystill.train.settings import TrainSettings, TrainStageName, resolve_settings
+from raystill.train.state import TrainState
+from raystill.train.student import Student
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What one worker needs to know; plain data, so it crosses process boundaries."""
+
+    config: Config
+    paths: RunPaths
+    stage: TrainStageName
+    device: str
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A training run in memory, as one worker holds it."""
+
+    job: TrainJob
+    settings: TrainSettings
+    group: WorkerGroup
+    chat: ChatFormat
+    data: TrainingData
+    data_fingerprint: str
+    planner: StepPlanner
+    objective: Objective
+    state: TrainState
+
+
+def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
+    """Build model, data, optimizer and plan. The first worker also keeps the untouched model.
+
+    Everything that can be wrong with the model, the data or their match is found here, before step 1.
+    """
+    settings = resolve_settings(job.config, job.stage)
+    device = torch.device(job.device)
+    set_up_torch(job.config, device, job.num_threads)
+    validate_precision(settings, device.type)
+    chat = load_student_chat(job.config, job.paths, job.stage)
+    store = load_store(job.paths.store)
+    match = match_tokenizers(job.config, store, chat, settings.terms.kl_weight > 0)
+    model = build_model(job.config, job.paths, settings, chat, device)
+    plain = Student(model, model)
+    data = load_training_data(
+        store, settings, chat, match, vocab_size=plain.vocab_size, context=plain.context
+    )
+    if group.is_first:
+        save_initial_model(model, chat, job.paths.initial_model(job.stage))
+    student = build_student(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    state = TrainState(
+        student, build_optimizer(student.network, settings), scaler, settings.total_steps(len(data.train))
+    )
+    return TrainRun(
+        job=job,
+        settings=settings,
+        group=group,
+        chat=chat,
+        data=data,
+        data_fingerprint=fingerprint_data(data.train),
+        planner=StepPlanner(data.train, settings),
+        objective=build_objective(settings.terms),
+        state=state,
+    )
+
+
+def fingerprint_data(examples: ExampleSet) -> str:
+    """Hex sha256 of everything that training reads from the rows."""
+    digest = hashlib.sha256()
+    for array in examples.arrays():
+        digest.update(str((array.dtype, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

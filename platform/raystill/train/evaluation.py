@@ -1,0 +1,39 @@
+"""The loss on held-out rows."""
+
+from __future__ import annotations
+
+import torch
+
+from raystill.train.batches import collate, plan_evaluation
+from raystill.train.device import autocast
+from raystill.train.examples import ExampleSet
+from raystill.train.group import WorkerGroup
+from raystill.train.metrics import Totals
+from raystill.train.objective import Objective
+from raystill.train.settings import TrainSettings
+from raystill.train.student import Student
+
+
+def evaluate_loss(
+    student: Student,
+    held_out: ExampleSet,
+    objective: Objective,
+    settings: TrainSettings,
+    group: WorkerGroup,
+) -> dict[str, float]:
+    """`eval/loss`, `eval/ce` and, with a KD term, `eval/kd_kl`: means per token. Empty without rows."""
+    if len(held_out) == 0:
+        return {}
+    totals = Totals(student.device)
+    student.network.eval()
+    with torch.no_grad():
+        for rows in plan_evaluation(held_out, settings, group.rank):
+            batch = collate(held_out, rows, student.pad_id, student.device)
+            with autocast(student.device, settings.precision):
+                hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N)
+                loss = objective(hidden_ND, student.head(), batch)
+            totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens)
+    student.network.train()
+    loss_sum, ce, kd, tokens, _, _ = group.sum_(totals.sums_6).tolist()
+    values = {"eval/loss": loss_sum / tokens, "eval/ce": ce / tokens}
+    return values | ({"eval/kd_kl": kd / tokens} if settings.terms.kl_weight > 0 else {})

@@ -1,0 +1,186 @@
+"""One training run on Ray Train: TorchTrainer with gloo on CPU and nccl on GPU.
+
+Checkpoints and retention are ours (`checkpoint`); Ray hears metrics only, so it tracks and deletes nothing. A
+run that dies is started again and resumes from the newest verified checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raystill.config.schema import Config
+from raystill.errors import EnvironmentFault, RaystillError
+from raystill.run.paths import RunPaths
+from raystill.train.metrics import iter_metrics
+from raystill.train.settings import TrainStageName
+
+Progress = Callable[[dict[str, Any]], None]
+
+# Ray polls its workers every 2 s by default: a long wait for short runs, at both ends and at every report.
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+_POLL_SECONDS = 0.5
+
+
+def run_training(
+    config: Config, paths: RunPaths, stage: TrainStageName, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train `stage` on the Ray that is running, and return the first worker's summary.
+
+    Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for or a
+    worker died.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from raystill.train.device import choose_device_type
+
+    resources = ray.cluster_resources()
+    device = choose_device_type(config, resources.get("GPU", 0.0))
+    scaling = {"CPU": float(config.training.cpus_per_worker or 1)} | (
+        {"GPU": 1.0} if device == "cuda" else {}
+    )
+    _require_resources(config, scaling, resources)
+    with _environment(), tempfile.TemporaryDirectory(prefix="raystill-train-") as storage:
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={
+                "config": config.model_dump_json(),
+                "root": str(paths.root.absolute()),
+                "store": str(paths.store.absolute()),
+                "stage": stage,
+                "device": device,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.training.num_workers,
+                use_gpu=device == "cuda",
+                resources_per_worker=scaling,
+            ),
+            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+            run_config=RunConfig(
+                name=stage, storage_path=storage, failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        try:
+            with _tail(paths.training_metrics(stage), on_progress):
+                result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _translate(error, paths.checkpoints(stage)) from error
+    summary: dict[str, Any] = result.return_value
+    return summary
+
+
+class RayReporter:
+    """Passes metrics to Ray Train, without a checkpoint of Ray's."""
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        """Report the metrics of a saved step; every worker calls it, Ray keeps the first one's."""
+        import ray.train
+
+        ray.train.report({"step": step, **metrics})
+
+
+def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
+    import ray.train
+    import ray.train.torch
+
+    from raystill.train.assembly import TrainJob
+    from raystill.train.device import choose_num_threads
+    from raystill.train.group import WorkerGroup
+    from raystill.train.worker import train_worker
+
+    context = ray.train.get_context()
+    config = Config.model_validate_json(loop_config["config"])
+    job = TrainJob(
+        config=config,
+        paths=replace(
+            RunPaths.from_config(config), root=Path(loop_config["root"]), store=Path(loop_config["store"])
+        ),
+        stage=loop_config["stage"],
+        device=str(ray.train.torch.get_device()) if loop_config["device"] == "cuda" else "cpu",
+        num_threads=choose_num_threads(config, context.get_local_world_size()),
+    )
+    group = WorkerGroup(context.get_world_rank(), context.get_world_size())
+    return train_worker(job, group, RayReporter())
+
+
+def _require_resources(config: Config, scaling: dict[str, float], resources: dict[str, float]) -> None:
+    """Refuse what a local Ray can never give; a cluster may still grow into it."""
+    if config.cluster.address is not None or os.environ.get("RAY_ADDRESS"):
+        return
+    workers = config.training.num_workers
+    for name, amount in scaling.items():
+        if amount * workers > resources.get(name, 0.0):
+            raise EnvironmentFault(
+                f"{workers} training workers need {amount * workers:g} {name}, and Ray has "
+                f"{resources.get(name, 0.0):g}",
+                where="training.num_workers, training.cpus_per_worker",
+                fix="lower them, raise cluster.num_cpus, or use a larger machine",
+            )
+
+
+def _translate(error: Exception, checkpoints: Path) -> RaystillError:
+    """Our own error if a worker raised one; else what Ray knows about the worker that died."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    for cause in causes:
+        if isinstance(cause, RaystillError):
+            return cause
+    first = next(iter(causes), error)
+    text = next(iter(reversed(str(first).strip().splitlines())), "no message")
+    return EnvironmentFault(
+        f"a training worker failed: {type(first).__name__}: {text}",
+        where=str(checkpoints),
+        fix="run again: it resumes from the newest checkpoint; if memory ran out, lower "
+        "per_device_train_batch_size and raise gradient_accumulation_steps",
+    )
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Ray Train's settings, read from the driver's environment; the user's own values win."""
+    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _tail(metrics: Path, on_progress: Progress | None) -> Iterator[None]:
+    """Tell `on_progress` about every new line of metrics.jsonl while the body runs."""
+    if on_progress is None:
+        yield
+        return
+    done = threading.Event()
+    known = sum(1 for _ in iter_metrics(metrics))
+
+    def follow() -> None:
+        seen = known
+        while True:
+            finished = done.wait(_POLL_SECONDS)
+            records = list(iter_metrics(metrics))
+            # A resumed run first drops lines that it is going to write again.
+            for record in records[min(seen, len(records)) :]:
+                on_progress(record)
+            seen = len(records)
+            if finished:
+                return
+
+    thread = threading.Thread(target=follow, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,67 @@
+"""What a training stage leaves behind: models that transformers and vLLM load as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raystill.errors import EnvironmentFault
+from raystill.run.publish import publish_directory
+from raystill.text.chat import ChatFormat
+from raystill.train.student import Student
+
+ADAPTER_DIRECTORY = "adapter"
+
+
+def save_initial_model(model: Any, chat: ChatFormat, directory: Path) -> None:
+    """Publish the model before its first step; an existing one stays: a resumed run keeps its start."""
+    if directory.exists():
+        return
+    with publish_directory(directory) as temporary:
+        _save(model, chat, temporary)
+
+
+def save_final_model(student: Student, chat: ChatFormat, stage_dir: Path, directory: Path) -> None:
+    """Publish the trained model at `directory`, with LoRA merged; the adapter alone beside it.
+
+    Merging rewrites the weights in place, so this ends the student's training.
+    """
+    model: Any = student.causal_lm
+    if student.is_adapted:
+        network: Any = student.network
+        with publish_directory(stage_dir / ADAPTER_DIRECTORY) as temporary:
+            network.save_pretrained(temporary)
+        model = network.merge_and_unload()
+    with publish_directory(directory) as temporary:
+        _save(model, chat, temporary)
+
+
+def copy_model(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Publish a copy of `source` at `target`. Raises what `validate_copy_target` raises."""
+    validate_copy_target(target, overwrite=overwrite)
+    with publish_directory(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def validate_copy_target(target: Path, *, overwrite: bool) -> None:
+    """Raise EnvironmentFault if something is at `target` that a copy must not replace.
+
+    A model directory may be replaced with `overwrite`; anything else never is.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    is_model = target.is_dir() and (target / "config.json").exists()
+    if is_model and overwrite:
+        return
+    raise EnvironmentFault(
+        "another model is where the copy should go" if is_model else "what is there is not a model",
+        where=str(target),
+        fix="choose another save_path or output_dir"
+        + (", or set overwrite_output_dir: true" if is_model else ""),
+    )
+
+
+def _save(model: Any, chat: ChatFormat, directory: Path) -> None:
+    model.save_pretrained(directory)
+    chat.tokenizer.save_pretrained(directory)

@@ -1,0 +1,203 @@
+"""The stages sft and distill."""
+
+from __future__ import annotations
+
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths, StageName
+from raystill.run.stage import Stage, StageContext, StageResult
+from raystill.train.settings import (
+    TrainStageName,
+    resolve_loss,
+    resolve_settings,
+    starts_from_sft,
+    trained_model,
+)
+
+_SHARED_KEYS = (
+    "run.seed",
+    "device.type",
+    "cuda.allow_tf32",
+    "teacher.open.model.name",
+    "teacher.open.model.revision",
+    "training.steps",
+    "training.warmup_ratio",
+    "training.lr_schedule",
+    "training.min_lr_ratio",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "training.max_seq_len",
+    "training.num_workers",
+    "training.cpus_per_worker",
+)
+_STUDENT_KEYS = tuple(
+    f"student.{name}"
+    for name in (
+        "base_model_name",
+        "init",
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "vocab_size",
+        "rope_theta",
+        "tie_word_embeddings",
+        "tokenizer",
+    )
+)
+_ASSISTANT_KEYS = ("assistant.model.name", "assistant.model.attn_implementation", "assistant.lora")
+_COMMON = (
+    "steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "peft",
+)
+_SFT_KEYS = tuple(
+    f"train.sft.{name}"
+    for name in (
+        *_COMMON,
+        "bfloat16",
+        "fp16",
+        "eval_strategy",
+        "dataset.seed",
+        "dataset.test_size",
+        "tokenizer.truncation",
+        "tokenizer.max_length",
+    )
+)
+_DISTILL_KEYS = tuple(
+    f"train.distillation.{name}"
+    for name in (
+        *_COMMON,
+        "bf16",
+        "fp16",
+        "evaluation_strategy",
+        "init",
+        "seed",
+        "test_size",
+        "knowledgedistillation",
+    )
+)
+
+
+def _sft_inputs(config: Config) -> tuple[StageName, ...]:
+    return ("generate",)
+
+
+def _distill_inputs(config: Config) -> tuple[StageName, ...]:
+    inputs: list[StageName] = ["generate"]
+    if config.teacher.signals.capture != "generation" and resolve_loss(config).kl_weight > 0:
+        inputs.append("score")
+    if starts_from_sft(config):
+        inputs.append("sft")
+    return tuple(inputs)
+
+
+def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
+    """Refuse, before anything is written, what training could only fail on later."""
+    from raystill.store.store import load_store
+    from raystill.train.build import load_student_chat, starts_from_base
+    from raystill.train.encode import match_tokenizers
+    from raystill.train.output import validate_copy_target
+
+    settings = resolve_settings(config, stage)
+    if trained_model(config, stage) == "student" and not (stage == "distill" and starts_from_sft(config)):
+        starts_from_base(config.student)
+    if settings.copy_to is not None:
+        validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
+    chat = load_student_chat(config, paths, stage)
+    match_tokenizers(config, load_store(paths.store), chat, settings.terms.kl_weight > 0)
+
+
+def _run(context: StageContext, stage: TrainStageName) -> StageResult:
+    from raystill.train.launch import run_training
+    from raystill.train.output import copy_model
+
+    settings = resolve_settings(context.config, stage)
+    started = time.monotonic()
+
+    def show(record: dict[str, Any]) -> None:
+        context.events.emit("progress", **progress_fields(record))
+
+    summary = run_training(context.config, context.paths, stage, show)
+    seconds = time.monotonic() - started
+    _warn_of_size(context, summary["counts"]["parameters"])
+    model = context.paths.model(stage)
+    if settings.copy_to is not None:
+        copy_model(model, settings.copy_to, overwrite=settings.overwrite_copy)
+    return StageResult(
+        counts=summary["counts"],
+        metrics=summary["metrics"] | {"train_seconds": round(seconds, 3)},
+        files=sorted(path for path in model.rglob("*") if path.is_file()),
+    )
+
+
+def _warn_of_size(context: StageContext, parameters: int) -> None:
+    """Say it where the trained model is larger than a local teacher: legal, and rarely meant."""
+    from safetensors import safe_open
+
+    if context.config.teacher.open is None:
+        return
+    teacher = 0
+    for path in Path(context.config.teacher.open.model.name).expanduser().glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            teacher += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    if 0 < teacher < parameters:
+        text = f"the trained model ({parameters:,} parameters) is larger than its teacher ({teacher:,})"
+        context.events.emit("warning", message=text)
+
+
+def progress_fields(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl as the fields of a progress event."""
+    names = {
+        "train/loss": "loss",
+        "train/kd_kl": "kd_kl",
+        "eval/loss": "eval_loss",
+        "train/tok_s_useful": "tokens_per_s",
+    }
+    shown = {name: round(record[key], 4) for key, name in names.items() if key in record}
+    total = {"total": record["total_steps"]} if "total_steps" in record else {}
+    return {"done": record["step"], "unit": "steps", **total, **shown}
+
+
+def _run_sft(context: StageContext) -> StageResult:
+    return _run(context, "sft")
+
+
+def _run_distill(context: StageContext) -> StageResult:
+    return _run(context, "distill")
+
+
+def _check_sft(config: Config, paths: RunPaths) -> None:
+    _preflight(config, paths, "sft")
+
+
+def _check_distill(config: Config, paths: RunPaths) -> None:
+    _preflight(config, paths, "distill")
+
+
+SFT_STAGE = Stage(
+    name="sft",
+    config_keys=(*_SHARED_KEYS, *_STUDENT_KEYS, *_ASSISTANT_KEYS, *_SFT_KEYS),
+    inputs=_sft_inputs,
+    body=_run_sft,
+    needs_ray=True,
+    preflight=_check_sft,
+)
+DISTILL_STAGE = Stage(
+    name="distill",
+    config_keys=(*_SHARED_KEYS, *_STUDENT_KEYS, *_DISTILL_KEYS, "losses"),
+    inputs=_distill_inputs,
+    body=_run_distill,
+    needs_ray=True,
+    preflight=_check_distill,
+)

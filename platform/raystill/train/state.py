@@ -1,0 +1,109 @@
+"""Everything that a run must remember to continue exactly: weights, optimizer, position, counters.
+
+Randomness is not remembered but derived: before each step every worker seeds torch from (seed, step, rank),
+so dropout is a function of the position. Data order is a function of the step too (`batches.StepPlanner`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raystill.checkpoint.store import CheckpointContent, save_checkpoint
+from raystill.errors import DataError
+from raystill.train.settings import TrainSettings
+from raystill.train.student import Student
+
+_OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class Counters:
+    """What happened on the way; part of every checkpoint."""
+
+    nonfinite_steps: int = 0
+    nonfinite_streak: int = 0
+    masked_steps: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class TrainState:
+    """A training run between two steps. `step` counts finished optimizer steps, skipped ones included."""
+
+    student: Student
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    total_steps: int
+    step: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters that train, by name; a tied one once."""
+        return {n: p for n, p in self.student.network.named_parameters() if p.requires_grad}
+
+    def save(self, directory: Path, data_fingerprint: str) -> Path:
+        """Publish a checkpoint of this state; with LoRA only the adapter's weights are in it."""
+        parameters = self.trainable()
+        optimizer = {
+            f"{name}.{key}": self.optimizer.state[parameter][key]
+            for name, parameter in parameters.items()
+            for key in _OPTIMIZER_KEYS
+            if parameter in self.optimizer.state
+        }
+        state: dict[str, Any] = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "counters": vars(self.counters),
+            "scaler": self.scaler.state_dict(),
+            "data_fingerprint": data_fingerprint,
+        }
+        return save_checkpoint(
+            directory, self.step, tensors={"model": parameters, "optimizer": optimizer}, state=state
+        )
+
+    def restore(self, content: CheckpointContent, data_fingerprint: str, where: Path) -> None:
+        """Continue from a checkpoint. Raises DataError if it belongs to another model or other data."""
+        if content.state["data_fingerprint"] != data_fingerprint:
+            raise _foreign(where, "it was made from other training rows")
+        parameters, stored = self.trainable(), content.tensors["model"]
+        if parameters.keys() != stored.keys():
+            raise _foreign(where, "it holds other weights than this model trains")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.shape != stored[name].shape:
+                    raise _foreign(where, f"{name} has another shape")
+                parameter.copy_(stored[name])
+        self._restore_optimizer(content.tensors["optimizer"], parameters)
+        self.scaler.load_state_dict(content.state["scaler"])
+        self.step = int(content.state["step"])
+        self.counters = Counters(**content.state["counters"])
+
+    def _restore_optimizer(
+        self, stored: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]
+    ) -> None:
+        for name, parameter in parameters.items():
+            if f"{name}.step" not in stored:
+                continue
+            self.optimizer.state[parameter] = {
+                key: stored[f"{name}.{key}"].to(parameter.device) for key in _OPTIMIZER_KEYS
+            }
+
+
+def seed_step(settings: TrainSettings, step: int, rank: int) -> None:
+    """Seed torch's generators for one step of one worker."""
+    digest = hashlib.sha256(f"{settings.seed}:{step}:{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _foreign(where: Path, why: str) -> DataError:
+    return DataError(
+        f"the checkpoint can't be continued: {why}",
+        where=str(where),
+        fix="restore the settings and the store it was made from, or start again with --fresh",
+    )

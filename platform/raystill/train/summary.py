@@ -1,0 +1,40 @@
+"""What a finished training run says about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raystill.train.assembly import TrainRun
+from raystill.train.metrics import iter_metrics
+
+
+def summarise(run: TrainRun) -> dict[str, Any]:
+    """`counts` and `metrics` of the stage's manifest, JSON-able."""
+    counters, student = run.state.counters, run.state.student
+    counts = {
+        **run.data.counts,
+        "steps": run.state.step,
+        "steps_nonfinite": counters.nonfinite_steps,
+        "steps_masked": counters.masked_steps,
+        "tokens_trained": counters.tokens,
+        "parameters": student.num_parameters(),
+        "parameters_trained": student.num_parameters(trainable_only=True),
+    }
+    last: dict[str, Any] = {}
+    for record in iter_metrics(run.job.paths.training_metrics(run.job.stage)):
+        last |= {name.replace("/", "_"): value for name, value in record.items() if "/" in name}
+    terms = run.settings.terms
+    return {
+        "counts": counts,
+        "metrics": {
+            "label": run.settings.label,
+            "ce_weight": terms.ce_weight,
+            "kl_weight": terms.kl_weight,
+            "kd_temperature": terms.kd_temperature,
+            "divergence": terms.divergence,
+            "device": str(student.device),
+            "num_threads": run.job.num_threads,
+            "num_workers": run.group.size,
+            **{f"final_{name}": value for name, value in last.items()},
+        },
+    }
