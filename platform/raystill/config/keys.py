@@ -60,12 +60,17 @@ _ARTICLES = {int: "a whole number", float: "a number", bool: "true or false", st
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the schema; `section` is the type of the block below it, None for a leaf."""
+    """One key of the schema.
+
+    `kinds` are the plain types of its values (a block is dict), `choices` the values of a closed choice;
+    `section` is the type of the block below it, None for a leaf.
+    """
 
     path: str
     description: str
     allowed: str
     choices: tuple[Any, ...]
+    kinds: frozenset[type]
     default: Any
     required: bool
     not_yet: bool
@@ -136,6 +141,7 @@ def _walk(section: type[Section], prefix: str, *, not_yet: bool) -> Iterator[Key
             description=info.description or _first_line(block),
             allowed=describe_type(info.annotation, [info, *info.metadata]),
             choices=_choices(info.annotation),
+            kinds=frozenset(_kinds(info.annotation)),
             default=None if block is not None and not is_list else _default(info),
             required=info.is_required(),
             not_yet=waits,
@@ -188,6 +194,18 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(choice for part in get_args(annotation) for choice in _choices(part))
     return ()
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    annotation, _ = _unwrapped(annotation, ())
+    if get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    elif get_origin(annotation) is Literal:
+        yield from {type(choice) for choice in get_args(annotation)}
+    else:
+        plain = get_origin(annotation) or annotation
+        yield plain if plain in (int, float, bool, str, list, type(None)) else dict
 
 
 def _default(info: FieldInfo) -> Any:

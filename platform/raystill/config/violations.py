@@ -101,13 +101,13 @@ def _repair(key: Key, value: Any) -> str:
             return repaired
     elif isinstance(value, bool) and any(isinstance(choice, str) for choice in key.choices):
         return "write one of the words, in quotes"
-    elif isinstance(value, float) and "whole number" in key.allowed and value.is_integer():
+    elif isinstance(value, float) and int in key.kinds and value.is_integer():
         return f"write {int(value)}"
-    elif isinstance(value, bool | int | float) and key.allowed.startswith("text"):
+    elif isinstance(value, bool | int | float) and str in key.kinds and not key.choices:
         return f"in quotes it is text: {key.name}: '{json.dumps(value)}'"
     elif value is None:
         return "give a value, or remove the line to use the default"
-    if key.is_list or key.allowed.startswith("a list"):
+    if list in key.kinds:
         return "write a list: [a, b], or lines that begin with `- `"
     if key.required:
         return f"{key.description}"
@@ -115,11 +115,11 @@ def _repair(key: Key, value: Any) -> str:
 
 
 def _repair_text(key: Key, text: str) -> str:
-    if "true or false" in key.allowed:
+    if bool in key.kinds:
         if text.lower() in (*_TRUE_WORDS, *_FALSE_WORDS):
             return f"write {'true' if text.lower() in _TRUE_WORDS else 'false'}, without quotes"
         return "write true or false"
-    if "number" in key.allowed:
+    if key.kinds & {int, float}:
         digits = text.replace("_", "").replace(",", "").strip()
         try:
             float(digits)

@@ -314,17 +314,22 @@ class _Composer:
         return ConfigError(what + self._snippet(place), where=str(place), fix=fix)
 
     def _syntax_error(self, error: yaml.YAMLError) -> ConfigError:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        mark, start = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+        if start is not None and (mark is None or mark.line >= len(self._lines)):
+            mark = start  # something is still open at the end: show where it began
         problem = getattr(error, "problem", None) or "the text is not YAML"
         context = getattr(error, "context", None)
         what = f"YAML syntax error: {problem}" + (f" ({context})" if context else "")
         if mark is None or not self._positions:
             return ConfigError(what, where=self._source, fix="quote text that has : # { } [ ] or * in it")
         place = Place(self._source, mark.line + 1, mark.column + 1)
+        if mark.line >= len(self._lines) and self._lines:
+            place = Place(self._source, len(self._lines), len(self._lines[-1]) + 1)
         line = self._lines[mark.line] if mark.line < len(self._lines) else ""
-        if "\t" in line[: len(line) - len(line.lstrip())] or line[mark.column : mark.column + 1] == "\t":
+        found = line[mark.column : mark.column + 1]
+        if "\t" in line[: len(line) - len(line.lstrip())] or found == "\t":
             fix = "indent with spaces; YAML allows no tab there"
-        elif line[mark.column : mark.column + 1] in tuple("@`%"):
+        elif found in ("@", "`", "%"):
             fix = "quote the value"
         else:
             fix = "check this line and the one above: indentation, a missing `:` or space after it, quotes"
