@@ -94,7 +94,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
     monkeypatch.setattr(pipeline, "load_stage", make)
     monkeypatch.setattr(raystill.cluster.ray_session, "ray_session", ray_session)
-    monkeypatch.setattr("raystill.report.build_report", build_report)
+    monkeypatch.setattr("raystill.report.build.build_report", build_report)
     return recorder
 
 
@@ -212,7 +212,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(
     def killed(paths: RunPaths, config: Config) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("raystill.report.build_report", killed)
+    monkeypatch.setattr("raystill.report.build.build_report", killed)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(load())

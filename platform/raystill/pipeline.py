@@ -240,7 +240,7 @@ def _run_report(config: Config, paths: RunPaths, must_build: bool) -> StepResult
     newest = max((path.stat().st_mtime for path in manifests if path.exists()), default=0.0)
     if not must_build and paths.report.exists() and paths.report.stat().st_mtime >= newest:
         return StepResult("report", True, 0.0)
-    from raystill.report import build_report
+    from raystill.report.build import build_report
 
     started = time.monotonic()
     build_report(paths, config)

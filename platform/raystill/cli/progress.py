@@ -40,6 +40,9 @@ class TerminalObserver:
             LOG.print(Text(self._label, style="bold"))
         elif record["event"] == PROGRESS_EVENT:
             self._progress(record)
+        elif record["event"] == "warning":
+            self._clear()
+            LOG.print(Text(f"      warning: {record.get('message', '')}", style="yellow"))
         elif record["event"] not in _SILENT_EVENTS:
             self._clear()
             LOG.print(Text(f"      {describe_event(record)}", style="dim"))
@@ -83,7 +86,8 @@ def describe_event(record: dict[str, Any]) -> str:
         for name, value in record.items()
         if name not in _FRAME_FIELDS and value not in (None, "", [], {})
     ]
-    return record["event"].replace("_", " ") + (f": {', '.join(fields)}" if fields else "")
+    name = str(record["event"]).replace("_", " ")
+    return f"{name}: {', '.join(fields)}" if fields else name
 
 
 def describe_progress(record: dict[str, Any], elapsed: float) -> str:

@@ -85,6 +85,6 @@ def _count_file(path: Path) -> int | None:
             header = json.loads(stream.read(size))
         if not isinstance(header, dict):
             return None
-        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return sum(int(prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
