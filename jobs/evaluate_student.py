@@ -5,7 +5,8 @@ Needs a trained model. Ends with the gap table: what the student learnt of what 
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/evaluate_student.py --config configs/demo.yaml
+        python jobs/evaluate_student.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

@@ -6,7 +6,8 @@ other programs get the same completions from them.
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/export_student.py --config configs/demo.yaml
+        python jobs/export_student.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

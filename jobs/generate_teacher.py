@@ -6,7 +6,8 @@ submitted again and goes on.
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/generate_teacher.py --config configs/demo.yaml
+        python jobs/generate_teacher.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

@@ -6,7 +6,8 @@ no later stage trains on them.
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/prepare_prompts.py --config configs/demo.yaml
+        python jobs/prepare_prompts.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

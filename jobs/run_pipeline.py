@@ -5,7 +5,8 @@ The driver holds no state: a job that dies is submitted again with the same line
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/run_pipeline.py --config configs/demo.yaml
+        python jobs/run_pipeline.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

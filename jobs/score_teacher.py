@@ -6,7 +6,8 @@ left alone.
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/score_teacher.py --config configs/demo.yaml
+        python jobs/score_teacher.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

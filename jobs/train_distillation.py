@@ -6,7 +6,8 @@ on from its newest verified checkpoint when it is submitted again.
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/train_distillation.py --config configs/worker_9b.yaml configs/kd_recipe.yaml
+        python jobs/train_distillation.py --config configs/worker_9b.yaml configs/kd_recipe.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 

@@ -5,7 +5,8 @@ Needs generate. Goes on from its newest verified checkpoint when it is submitted
 On a cluster:
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
-        python jobs/train_sft.py --config configs/demo.yaml
+        python jobs/train_sft.py --config configs/demo.yaml \\
+        --set run.dir=/shared/runs
 
 Here:
 
