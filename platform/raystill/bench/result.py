@@ -1,0 +1,48 @@
+"""What a benchmark returns: one JSON-able object, the same shape for all of them (and its Markdown table)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raystill.run.manifest import installed_packages
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One measured case. `ours` and `peer` are medians in the metric's unit; `goal` is what `met` judges."""
+
+    case: str
+    metric: str
+    ours: float
+    peer: float | None
+    peer_name: str
+    ratio: float | None
+    goal: str
+    met: bool
+
+
+def bench_result(name: str, rows: Iterable[BenchRow]) -> dict[str, Any]:
+    """The object that `raystill bench NAME --json` prints."""
+    return {
+        "bench": name,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": installed_packages(),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def markdown_table(result: dict[str, Any]) -> str:
+    """The result's rows as a Markdown table, for docs/benchmarks."""
+    columns = ("case", "metric", "ours", "peer", "peer_name", "ratio", "goal", "met")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in result["rows"]:
+        cells = [
+            f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c] if row[c] is not None else "")
+            for c in columns
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
