@@ -29,8 +29,9 @@ DIGEST_MODULUS = 2**256
 class CommitRecord(BaseModel):
     """What one committed part holds.
 
-    `digest_sum` is the sum of its rows' digests modulo 2^256, as 64 hex digits: equal for equal rows in any
-    order. `num_tokens` counts completion tokens (of rows) or positions (of scores).
+    `num_logprobs` is the width of a score part's signals, None for other kinds. `digest_sum` is the sum of
+    its rows' digests modulo 2^256, as 64 hex digits: equal for equal rows in any order. `num_tokens` counts
+    completion tokens (of rows) or positions (of scores).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +44,7 @@ class CommitRecord(BaseModel):
     sha256: str
     size_bytes: int = Field(ge=0)
     num_tokens: int = Field(ge=0)
+    num_logprobs: int | None = None
     digest_sum: str
     keys: tuple[str, ...]
     checksum: str = _NO_CHECKSUM
@@ -94,18 +96,21 @@ def list_commit_paths(store: TeacherStore, partition: int) -> list[Path]:
 
 
 def load_commits(store: TeacherStore, partition: int, kind: Kind | None = None) -> list[CommitRecord]:
-    """A partition's records, of one kind or of all, sorted by name: an order that every reader sees alike."""
+    """A partition's records, of one kind or of all, in the order of precedence: oldest first, and of scores
+    the widest first. Every reader sees them alike.
+    """
     _check_partition(store, partition)
     wanted = KINDS if kind is None else (kind,)
-    return [
+    commits = [
         load_commit(path)
         for path in list_commit_paths(store, partition)
         if path.name.partition("-")[0] in wanted
     ]
+    return sorted(commits, key=lambda commit: (commit.kind, -(commit.num_logprobs or 0), commit.stem))
 
 
 def kept_rows(commits: Sequence[CommitRecord]) -> list[list[int] | None]:
-    """Which rows of each part count, when several parts hold the same key: the oldest part wins.
+    """Which rows of each part count, when several parts hold the same key: the first in `commits` wins.
 
     Per part, the indices of the rows that count, or None where all do.
     """

@@ -1,7 +1,7 @@
 """Reading a store. Only committed parts are seen, every part is verified when it is read, nothing is written.
 
-Where two writers raced and committed the same key, the older part (the first by name) counts; every reader,
-`compute_stats` and `content_digest` decide alike.
+Where two writers raced and committed the same key, the older part (the first by name) counts; of several
+scores of one row, the widest. Every reader, `compute_stats` and `content_digest` decide alike.
 """
 
 from __future__ import annotations
@@ -155,14 +155,12 @@ def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataErr
 
 
 def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
-    best: dict[str, TopKSignal] = {}
-    for commit in load_commits(store, partition, "scores"):
-        table = read_part(store, commit)
-        for key, signal in zip(table.column("key").to_pylist(), list_signals(table), strict=True):
-            known = best.get(key)
-            if signal is not None and (known is None or signal.num_logprobs > known.num_logprobs):
-                best[key] = signal
-    return best
+    return {
+        key: signal
+        for table in iter_tables(store, kind="scores", partitions=(partition,))
+        for key, signal in zip(table.column("key").to_pylist(), list_signals(table), strict=True)
+        if signal is not None
+    }
 
 
 def _table_signals(

@@ -150,6 +150,8 @@ def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int3
     if commit.kind == "scores":
         scores = [(k, s) for k, s in zip(commit.keys, list_signals(table), strict=True) if s is not None]
         check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
+        if {signal.num_logprobs for _, signal in scores} != {commit.num_logprobs}:
+            raise DataError(f"the signals are not of width {commit.num_logprobs}")
         return sum(score_digest(*score) for score in scores), sum(len(s.sampled_logprob_T) for _, s in scores)
     rows = list(iter_table_rows(table))
     check_rows(rows)

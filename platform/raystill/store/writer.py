@@ -80,8 +80,12 @@ class PartWriter:
     ) -> CommitRecord:
         """Check, write and commit signals for rows that are stored already.
 
-        With `completion_token_ids` by key, the sampled token is checked too. Raises like `commit_rows`.
+        All have the same number of logprobs. With `completion_token_ids` by key, the sampled token is checked
+        too. Raises like `commit_rows`.
         """
+        widths = {signal.num_logprobs for _, signal in scores}
+        if len(widths) > 1:
+            raise DataError(f"one part holds signals of one width, not of {sorted(widths)}")
         tokens = completion_token_ids or {}
         check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
         return self._commit(
@@ -91,6 +95,7 @@ class PartWriter:
             scores_to_table(scores),
             num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
             digests=(score_digest(key, signal) for key, signal in scores),
+            num_logprobs=next(iter(widths), None),
         )
 
     def commit_rejects(self, partition: int, rejects: Sequence[Reject]) -> CommitRecord:
@@ -127,6 +132,7 @@ class PartWriter:
         *,
         num_tokens: int,
         digests: Iterable[int],
+        num_logprobs: int | None = None,
     ) -> CommitRecord:
         self._check_keys(partition, keys)
         self._sequence += 1
@@ -147,6 +153,7 @@ class PartWriter:
                 sha256=sha256,
                 size_bytes=size_bytes,
                 num_tokens=num_tokens,
+                num_logprobs=num_logprobs,
                 digest_sum=f"{sum(digests) % DIGEST_MODULUS:064x}",
                 keys=tuple(keys),
             ),
