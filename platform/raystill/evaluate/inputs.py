@@ -28,11 +28,6 @@ class HeldOut:
     identity: StoreIdentity
 
 
-def has_signals(config: Config) -> bool:
-    """Whether the store holds distributions to compare with."""
-    return config.teacher.signals.num_logprobs > 0
-
-
 def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
     """Read the evaluation split and the teacher's stored completions of it.
 
@@ -51,7 +46,9 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.id.encode("utf-8")).digest())
         prompts = by_hash[: config.evaluation.max_samples]
     store = load_store(paths.store)
-    answers = _load_answers(store, {prompt.id for prompt in prompts}, with_signal=has_signals(config))
+    answers = _load_answers(
+        store, {prompt.id for prompt in prompts}, with_signal=config.teacher.signals.num_logprobs > 0
+    )
     answered = [prompt for prompt in prompts if prompt.id in answers]
     return HeldOut(
         prompts=answered,

@@ -82,9 +82,11 @@ def load_model(directory: Path, device: str) -> LoadedModel:
     Raises DataError if the directory isn't a loadable model, EnvironmentFault if a GPU is wanted and absent.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from raystill.text.tokenizer import load_tokenizer
 
+    disable_progress_bar()
     where = resolve_device(device)
     if not directory.is_dir():
         raise DataError("there is no model", where=str(directory), fix="run its training stage with --fresh")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def required_stages(config: Config) -> tuple[StageName, ...]:
     """The stages whose output the evaluation reads."""
     stages: list[StageName] = ["prepare", "generate"]
-    if config.teacher.signals.num_logprobs > 0:
+    signals = config.teacher.signals
+    if signals.num_logprobs > 0 and signals.capture != "generation":
         stages.append("score")
     if config.train.sft is not None:
         stages.append("sft")
@@ -133,6 +134,7 @@ STAGE = Stage(
         "evaluation.max_new_tokens",
         "teacher.open.pipeline.max_new_tokens",
         "teacher.signals.num_logprobs",
+        "teacher.signals.capture",
         "assistant.tokenizer",
         "assistant.inference",
     ),

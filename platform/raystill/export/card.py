@@ -165,7 +165,7 @@ def _limits(facts: CardFacts) -> str:
     tasks = ", ".join(f"{count} {task}" for task, count in facts.results["num_prompts_by_task"].items())
     return (
         f"Trained and evaluated on one distribution of prompts ({tasks} held out); nothing is known about "
-        "others. What the teacher got wrong, the student was taught. No licence is claimed here: the terms of "
+        "others. What the teacher got wrong, the student was taught. No licence is claimed: the terms of "
         "the teacher, of the base model and of the prompts apply, and some teachers' terms restrict training "
         "on their outputs."
     )

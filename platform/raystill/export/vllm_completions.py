@@ -21,8 +21,9 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import vllm
+    from vllm.platforms import current_platform
 
-    on_gpu = vllm.platforms.current_platform.is_cuda()
+    on_gpu = current_platform.is_cuda()
     memory = (
         {"gpu_memory_utilization": request["gpu_memory_utilization"]}
         if on_gpu

@@ -19,7 +19,9 @@ def load_source(directory: Path, dtype: str) -> tuple[Any, Any]:
     Raises DataError if the directory isn't a loadable model or its weights are not finite in `dtype`.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     if not directory.is_dir():
         raise DataError(
             "there is no model to export", where=str(directory), fix="run its training stage first"

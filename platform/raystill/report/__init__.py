@@ -1,1 +1,1 @@
-"""The one-page HTML report of a run."""
+"""The HTML report of a run: one self-contained file, made from whatever is complete."""

@@ -1,0 +1,24 @@
+"""The order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raystill.report.data_sections import render_data, render_signals
+from raystill.report.facts import ReportFacts
+from raystill.report.markup import Html
+from raystill.report.result_sections import render_gap, render_header, render_samples
+from raystill.report.run_sections import render_curves, render_export, render_reproduction, render_time
+
+__all__ = ["SECTIONS", "render_header"]
+
+SECTIONS: tuple[Callable[[ReportFacts], Html | None], ...] = (
+    render_gap,
+    render_samples,
+    render_curves,
+    render_data,
+    render_signals,
+    render_time,
+    render_export,
+    render_reproduction,
+)
