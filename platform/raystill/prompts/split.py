@@ -28,10 +28,10 @@ def compute_splits(
     """The side of every conversation, in order.
 
     Without `eval_size`, a group is held out if its hash falls below `eval_fraction`: a prompt's side depends
-    on nothing but itself and the seed, so it never changes when others are added or removed (at least one
-    group is held out wherever there are two). With `eval_size`, groups are held out in the order of their
-    hashes as long as they fit, so at most that many prompts are. Raises ConfigError if nothing would be left
-    to train on.
+    on nothing but itself and the seed, so it never changes when others are added or removed (but of two or
+    more groups, at least one is held out and one trained on). With `eval_size`, groups are held out in the
+    order of their hashes as long as they fit, so at most that many prompts are; raises ConfigError if
+    nothing would be left to train on.
     """
     keys = [user_text_key(messages) for messages in conversations]
     sizes: dict[str, int] = {}
@@ -39,15 +39,14 @@ def compute_splits(
         sizes[key] = sizes.get(key, 0) + 1
     ranked = sorted((_rank(key, seed), key) for key in sizes)
     if eval_size is None:
-        held_out = {key for rank, key in ranked if rank < eval_fraction}
-        if not held_out and len(ranked) > 1:
-            held_out = {ranked[0][1]}
+        below = sum(rank < eval_fraction for rank, _ in ranked)
+        held_out = {key for _, key in ranked[: min(max(below, 1), len(ranked) - 1)]}
     else:
         held_out = _take(ranked, sizes, eval_size)
     if len(held_out) == len(sizes):
         raise ConfigError(
             f"all {len(keys)} prompts would be held out for evaluation",
-            where="prompts.eval_size" if eval_size is not None else "prompts.eval_fraction",
+            where="prompts.eval_size",
             fix="hold out fewer, or add prompts",
         )
     return ["eval" if key in held_out else "train" for key in keys]
