@@ -8,6 +8,7 @@ meets it first.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -24,6 +25,8 @@ from raystill.run.failpoint import failpoint
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -82,9 +85,9 @@ def publish_file(path: Path) -> Iterator[Path]:
 def publish_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory to fill; on success it becomes `path` atomically.
 
-    An existing `path` is moved aside first and removed afterwards, so there is never a half directory
-    under the final name; a crash between the two renames leaves no directory under that name. Raises like
-    `publish_file`.
+    An existing `path` is exchanged in one step where the system can (Linux), and removed afterwards.
+    Elsewhere it is moved aside first: still never a half directory under the final name, but a crash between
+    the two renames leaves none. Raises like `publish_file`.
     """
     make_directory(path.parent)
     temporary = temporary_sibling(path)
@@ -103,6 +106,9 @@ def publish_directory(path: Path) -> Iterator[Path]:
 
 
 def _replace_directory(new: Path, path: Path) -> None:
+    if path.is_dir() and _exchange(new, path):
+        fsync_path(path.parent)
+        return
     aside = temporary_sibling(path) if path.exists() else None
     if aside:
         os.replace(path, aside)
@@ -116,6 +122,16 @@ def _replace_directory(new: Path, path: Path) -> None:
     fsync_path(path.parent)
     if aside:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swap two directories' names atomically with renameat2(2); False where system or filesystem can't."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here = ctypes.c_int(_AT_FDCWD)
+    names = os.fsencode(left.absolute()), os.fsencode(right.absolute())
+    return bool(libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
 
 
 @contextmanager
