@@ -99,9 +99,9 @@ def vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
          ["prompts.eval_size", "prompts.eval_fraction"]),
         ([*OPEN, "teacher.engine=vllm", "teacher.open.tokenizer.padding_side=right"],
          ["teacher.open.tokenizer.padding_side", "teacher.engine"]),
-        ([*OPEN, "teacher.engine=vllm", "teacher.open.tokenizer.padding=true"],
+        ([*OPEN, "teacher.engine=vllm", "teacher.open.tokenizer.padding=false"],
          ["teacher.open.tokenizer.padding", "teacher.engine"]),
-        ([*OPEN, "teacher.engine=vllm", "teacher.open.model.attn_implementation=sdpa"],
+        ([*OPEN, "teacher.engine=vllm", "teacher.open.model.attn_implementation=eager"],
          ["teacher.open.model.attn_implementation", "teacher.engine"]),
         ([*OPEN, "teacher.engine=transformers", "teacher.vllm.max_num_seqs=4"],
          ["teacher.vllm", "teacher.engine"]),
@@ -140,6 +140,7 @@ def test_contradictions_name_every_path(overrides: list[str], paths: list[str]) 
         ["teacher.open.model.name=./local", "teacher.open.model.trust_remote_code=true"],
         [*KD, "train.sft={}", "train.distillation.init=sft"],
         [*OPEN, "teacher.engine=vllm", "teacher.open.pipeline.use_cache=false"],
+        [*OPEN, "teacher.engine=vllm", "teacher.open.tokenizer.padding=true"],  # the default
         [*OPEN, "teacher.engine=transformers", "teacher.open.tokenizer.padding_side=right"],
     ],
 )  # fmt: skip

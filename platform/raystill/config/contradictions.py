@@ -74,14 +74,14 @@ def _engine_keys(loaded: LoadedConfig) -> Iterator[Problem]:
         picked += f", which is {engine} on this machine"
     if engine == "vllm" and loaded.config.teacher.open is not None:
         for path, reason in _TRANSFORMERS_ONLY.items():
-            if loaded.is_set(path):
+            if loaded.is_changed(path):
                 yield Problem(
                     f"`{path}` has no effect: {picked}; {reason}",
                     loaded.where(path, "teacher.engine"),
                     "remove the key, or set teacher.engine: transformers",
                 )
     # With `auto` the block acts wherever vLLM is installed, so one file serves both kinds of machine.
-    if loaded.config.teacher.engine in ("transformers", "openai") and loaded.is_set(_VLLM_ONLY):
+    if loaded.config.teacher.engine in ("transformers", "openai") and loaded.is_changed(_VLLM_ONLY):
         yield Problem(
             f"`{_VLLM_ONLY}` has no effect: {picked}",
             loaded.where(_VLLM_ONLY, "teacher.engine"),
@@ -251,7 +251,7 @@ def _kd_terms(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where(f"{_KD}.loss.reduction"),
             "set batchmean: the mean over completion tokens",
         )
-    if losses.kl_weight is None or losses.ce_weight is None or not loaded.is_set(f"{_KD}.weight"):
+    if losses.kl_weight is None or losses.ce_weight is None or not loaded.is_changed(f"{_KD}.weight"):
         return
     if not (isclose(losses.kl_weight, kd.weight) and isclose(losses.ce_weight, 1.0 - kd.weight)):
         yield Problem(
@@ -298,7 +298,7 @@ def _kd_source(loaded: LoadedConfig) -> Iterator[Problem]:
 
 def _split(loaded: LoadedConfig) -> Iterator[Problem]:
     prompts = loaded.config.prompts
-    if prompts.eval_size is not None and loaded.is_set("prompts.eval_fraction"):
+    if prompts.eval_size is not None and loaded.is_changed("prompts.eval_fraction"):
         yield Problem(
             "`prompts.eval_size` and `prompts.eval_fraction` are both given",
             loaded.where("prompts.eval_size", "prompts.eval_fraction"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raystill.config.keys import find_key
 from raystill.config.schema import Config
 from raystill.config.yaml_source import Place
 
@@ -34,6 +35,18 @@ class LoadedConfig:
     def is_set(self, path: str) -> bool:
         """Whether a file or --set gave `path`, or anything below it."""
         return path in self.provenance or any(known.startswith(f"{path}.") for known in self.provenance)
+
+    def is_changed(self, path: str) -> bool:
+        """Whether a file or --set gave `path`, or anything below it, a value other than its default.
+
+        A resolved configuration spells out every default; those aren't wishes.
+        """
+        for known, origin in self.provenance.items():
+            if known == path or known.startswith(f"{path}."):
+                key = find_key(known)
+                if key is None or origin.value not in (key.default, {}):
+                    return True
+        return False
 
     def where(self, *paths: str) -> str:
         """`file:line:col (path)` of each path, or `default (path)`; for messages."""

@@ -20,7 +20,9 @@ class AssistantModel(Section):
     name: str = Field(min_length=1, description="Hub id or local directory (safetensors).")
     save_path: PathText | None = Field(None, description="Directory that a hub model is downloaded into.")
     attn_implementation: Attention = Field("sdpa", description="flash_attention_2 falls back to sdpa.")
-    bfloat16: bool = Field(True, description="Compute in bfloat16 where the device has it.")
+    bfloat16: bool = not_yet(
+        True, "bfloat16 beside 4-bit weights; train.sft.bfloat16 sets the type of a step."
+    )
 
 
 class AssistantTokenizer(Section):
@@ -36,9 +38,9 @@ class Quantization(Section):
     """`assistant.quantization`: 4-bit base weights (QLoRA)."""
 
     load_in_4bit: bool = not_yet(False, "4-bit base weights.")
-    bfloat16: bool = Field(True, description="Compute type of the 4-bit weights.")
-    bnb_4bit_use_double_quant: bool = Field(True, description="Quantise the quantisation constants too.")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type.")
+    bfloat16: bool = not_yet(True, "Compute type of the 4-bit weights.")
+    bnb_4bit_use_double_quant: bool = not_yet(True, "Quantise the quantisation constants too.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = not_yet("nf4", "4-bit data type.")
 
 
 class AssistantLora(Section):

@@ -23,8 +23,12 @@ from raystill.errors import ConfigError, Problem
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
     "teacher.open.data.download.size": ("generate",),
-    "teacher.closed.data.download.size": ("generate",),
+    "teacher.closed": ("generate", "score"),
+    "assistant.model.bfloat16": ("sft",),
     "assistant.quantization.load_in_4bit": ("sft",),
+    "assistant.quantization.bfloat16": ("sft",),
+    "assistant.quantization.bnb_4bit_use_double_quant": ("sft",),
+    "assistant.quantization.bnb_4bit_quant_type": ("sft",),
     "student.repo": ("export",),
     "train.sft.report_to": ("sft",),
     "train.sft.experiment": ("sft",),
@@ -84,8 +88,6 @@ def _unsupported(config: Config) -> Iterator[tuple[str, str, tuple[str, ...] | N
         if value != key.default:
             shown = f": {_written(value)}" if isinstance(value, str | bool) else ""
             yield key.path, shown, STAGES_OF_KEY.get(key.path)
-    if config.teacher.closed is not None:
-        yield "teacher.closed", "", ("generate", "score")
     student = config.student
     reshaped = student.base_model_name is not None and given_architecture_keys(student)
     if resolve_student_init(student) == "shrink" or (student.init == "base" and reshaped):

@@ -167,7 +167,7 @@ class TeacherSection(Section):
     )
     base: TeacherBase = Field(default_factory=TeacherBase)
     open: OpenTeacher | None = Field(None, description="A teacher with open weights.")
-    closed: ClosedTeacher | None = Field(None, description="A teacher behind an API.")
+    closed: ClosedTeacher | None = not_yet(None, "A teacher behind an API.")
     signals: SignalsSection = Field(default_factory=SignalsSection)
     vllm: VllmSection = Field(default_factory=VllmSection)
     store: StoreSection = Field(default_factory=StoreSection)
