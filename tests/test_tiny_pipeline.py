@@ -36,7 +36,7 @@ STEPS = ["prepare", "generate", "score", "sft", "distill", "evaluate", "export",
 def write_config(folder: Path, **changes: Any) -> Path:
     lines = (DEMO / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:NUM_PROMPTS]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    training = {"steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+    training = {"steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-5}
     values: dict[str, Any] = {
         "run": {"name": "tiny", "dir": str(folder / "runs")},
         "device": {"type": "cpu"},
@@ -129,7 +129,7 @@ def test_a_changed_setting_is_refused_with_its_name(finished: tuple[Path, dict[s
     config, _ = finished
     done = raystill("run", "--config", str(config), "--set", "train.sft.learning_rate=0.5")
     assert done.returncode == 2
-    assert "train.sft.learning_rate: 0.001 -> 0.5" in done.stderr and "--fresh" in done.stderr
+    assert "train.sft.learning_rate: 1e-05 -> 0.5" in done.stderr and "--fresh" in done.stderr
 
 
 def test_a_plan_of_a_finished_run_reuses_everything(finished: tuple[Path, dict[str, Any]]) -> None:

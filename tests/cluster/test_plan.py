@@ -96,7 +96,8 @@ def test_what_is_unknown_is_none_and_what_is_assumed_is_said(tmp_path: Path) -> 
     plan = compute_plan(make(tmp_path, prompts={"sources": [{"path": "nowhere.jsonl"}]}), STAGES)
     assert plan.workload.rows is None
     assert plan.teacher_parameters is None
-    assert plan.seconds is None and plan.disk_bytes is None
+    assert plan.unknown[:2] == ("prepare", "generate")
+    assert plan.stages[1].seconds is None and plan.stages[1].disk_bytes is None
     assert any("nowhere.jsonl" in line for line in plan.assumptions)
     assert any("order of magnitude" in line for line in plan.assumptions)
 

@@ -58,14 +58,16 @@ def _print_plan(planned: Plan) -> None:
     RESULTS.print(make_table(f"Plan of {planned.run_dir}", columns, rows))
     RESULTS.print()
     workload = planned.workload
+    bound = "at least " if planned.unknown else "about "
+    later = f" ({', '.join(planned.unknown)}: known later)" if planned.unknown else ""
     facts = [
         ("teacher", f"{human_count(planned.teacher_parameters)} parameters"),
         ("student", f"{human_count(planned.student_parameters)} parameters"),
         ("prompts", f"{human_count(workload.rows)} rows, {human_count(workload.prompt_tokens)} tokens"),
         ("completions", f"{human_count(workload.completion_tokens)} tokens"),
         ("memory", f"{human_bytes(planned.memory_bytes)} for weights, gradients and moments of the student"),
-        ("disk", f"{human_bytes(planned.disk_bytes)} of {human_bytes(planned.free_disk_bytes)} free"),
-        ("time", f"about {human_seconds(planned.seconds)}"),
+        ("disk", f"{bound}{human_bytes(planned.disk_bytes)} of {human_bytes(planned.free_disk_bytes)} free"),
+        ("time", f"{bound}{human_seconds(planned.seconds)}{later}"),
         ("store", planned.store_dir),
     ]
     for name, value in facts:

@@ -32,7 +32,7 @@ RESIDENT_BYTES = 16  # training: the same and a float32 gradient
 STARTUP_SECONDS: dict[StageName, float] = {
     "prepare": 1, "generate": 40, "score": 40, "sft": 20, "distill": 20, "evaluate": 30, "export": 30
 }  # fmt: skip
-FLOPS = {"cpu": 5e9, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
+FLOPS = {"cpu": 1.5e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
 _ACTIONS: dict[str, Action] = {"complete": "reuse", "started": "resume", "absent": "run", "changed": "refuse"}
 
 
@@ -50,7 +50,11 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan. `blockers` are what would stop the run before it starts."""
+    """The whole plan. `blockers` are what would stop the run before it starts.
+
+    `seconds` and `disk_bytes` are sums over the stages that would work; `unknown` names those of them that
+    could not be estimated, so that the sums are lower bounds.
+    """
 
     run_dir: str
     store_dir: str
@@ -60,9 +64,10 @@ class Plan:
     student_parameters: int | None
     steps: dict[str, int | None]
     memory_bytes: int | None
-    disk_bytes: int | None
+    disk_bytes: int
     free_disk_bytes: int
-    seconds: float | None
+    seconds: float
+    unknown: tuple[StageName, ...]
     blockers: tuple[Problem, ...]
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
@@ -85,7 +90,7 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
     sizing = _Sizing(config, workload, teacher, student, speed)
     planned = tuple(sizing.plan(stage.name, states[stage.name]) for stage in stages)
     working = [stage for stage in planned if stage.action != "reuse"]
-    disk = _total([stage.disk_bytes for stage in working])
+    disk = sum(stage.disk_bytes or 0 for stage in working)
     free = _free_disk(paths.root)
     return Plan(
         run_dir=str(paths.root),
@@ -96,9 +101,10 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         student_parameters=student,
         steps={name: sizing.steps(section) for name, section in _training(config)},
         memory_bytes=None if student is None else student * RESIDENT_BYTES,
-        disk_bytes=None if disk is None else int(disk),
+        disk_bytes=disk,
         free_disk_bytes=free,
-        seconds=_total([stage.seconds for stage in working]),
+        seconds=sum(stage.seconds or 0.0 for stage in working),
+        unknown=tuple(stage.name for stage in working if None in (stage.seconds, stage.disk_bytes)),
         blockers=(*blockers, *_refusals(planned, paths)),
         warnings=_warnings(config, disk, free),
         assumptions=_assumptions(config, device, workload),
@@ -251,11 +257,6 @@ def _free_disk(root: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _total(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 def _refusals(planned: Sequence[PlannedStage], paths: RunPaths) -> list[Problem]:
     return [
         Problem(
@@ -268,9 +269,9 @@ def _refusals(planned: Sequence[PlannedStage], paths: RunPaths) -> list[Problem]
     ]
 
 
-def _warnings(config: Config, disk: float | None, free: int) -> tuple[str, ...]:
+def _warnings(config: Config, disk: int, free: int) -> tuple[str, ...]:
     found = []
-    if disk is not None and disk > free:
+    if disk > free:
         found.append(f"the run needs about {disk / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
     wanted = config.training.checkpoint_cleanup.min_free_space_gb
     if _training(config) and free < wanted * 1e9:
