@@ -183,10 +183,11 @@ def test_killed_before_the_manifest_and_run_again(prepared: Any, write_lines: Wr
 def test_over_length_policies(prepared: Any, write_lines: Write) -> None:
     source = {"path": str(write_lines(row("short"), row("long " * 100), row("brief")))}
     limit = {"base": {"prompt_length": 60}}
-    kept = prepared.prepare(source, teacher=limit).manifest.counts
+    # The template and the configured system message are not the prompt's own length.
+    kept = prepared.prepare(source, teacher=limit, prompts={"system": "be kind " * 90}).manifest.counts
     assert (kept["kept"], kept["over_length"], kept["dropped"]) == (3, 1, 0)
     drop = prepared.prepare(
-        source, teacher=limit, prompts={"over_length": "drop"}, fresh=True
+        source, teacher=limit, prompts={"over_length": "drop", "system": "be kind " * 90}, fresh=True
     ).manifest.counts
     assert (drop["kept"], drop["over_length"], drop["dropped"], drop["rows_in"]) == (2, 1, 1, 3)
     (reject,) = pq.read_table(prepared.paths.prompt_rejects).to_pylist()
@@ -415,7 +416,7 @@ def test_paths_that_cannot_be_sources(prepared: Any, write_lines: Write, tmp_pat
         ([""], {}, "no prompt is left: 0 rows read"),
         (["{bad"], {"prompts": {"max_bad_rows": 9}}, "no prompt is left: 1 rows read, 1 rejected"),
         (
-            [row("x"), row("x")],
+            [row("x y z"), row("x y z")],
             {"prompts": {"over_length": "drop"}, "teacher": {"base": {"prompt_length": 1}}},
             "2 rows read, 0 rejected, 1 duplicates, 1 dropped",
         ),

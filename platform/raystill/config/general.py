@@ -118,7 +118,10 @@ class PromptSource(Section):
     key: str | None = Field(
         None, description="Column that holds the prompt, where it isn't the shape's own name."
     )
-    id_column: str | None = Field(None, description="Column with unique ids; unset derives ids from content.")
+    id_column: str | None = Field(
+        None,
+        description="Column with unique ids; unset: a column `id` if it is unique, else hashes of content.",
+    )
     limit: Count | None = Field(None, description="Take only the first rows.")
 
 
@@ -130,8 +133,10 @@ class PromptsSection(Section):
     eval_size: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Prompts held out for evaluation; unset means eval_fraction."
     )
-    eval_fraction: Fraction = Field(0.02, description="Share of prompts held out for evaluation.")
-    split_seed: Seed = Field(0, description="Seed of the split; the same prompts always split the same way.")
+    eval_fraction: Fraction = Field(
+        0.02, description="Chance of a prompt to be held out; it never changes as other prompts come and go."
+    )
+    split_seed: Seed = Field(0, description="Seed of the split; equal prompts always fall on the same side.")
     over_length: Literal["keep", "drop", "error"] = Field(
         "keep", description="What to do with prompts longer than teacher.base.prompt_length."
     )

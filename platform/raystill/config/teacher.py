@@ -20,7 +20,8 @@ class TeacherBase(Section):
 
     prompt_length: Count | None = Field(
         None,
-        description="Soft limit of a prompt in tokens: counted and reported; prompts.over_length decides.",
+        description="Soft limit of a prompt's own tokens, without chat template and prompts.system; counted "
+        "and reported, and prompts.over_length decides.",
     )
     output_path: PathText | None = Field(
         None, description="JSONL export of the teacher's outputs; unset puts it into the run directory."

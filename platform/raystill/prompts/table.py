@@ -128,7 +128,7 @@ def build_table(
     account.check()
     counted = list(_count_tokens(unique, rules, chat, account))
     account.check()
-    kept = _apply_length_policy(counted, rules, account)
+    kept = _apply_length_policy(counted, rules, chat, account)
     if not kept:
         raise _nothing_left(account)
     ids, without_sound_ids = assign_ids([raw for raw, _ in kept])
@@ -227,25 +227,42 @@ def _count_tokens(
 
 
 def _apply_length_policy(
-    counted: Sequence[tuple[RawPrompt, int]], rules: TableRules, account: RowAccount
+    counted: list[tuple[RawPrompt, int]], rules: TableRules, chat: ChatFormat, account: RowAccount
 ) -> list[tuple[RawPrompt, int]]:
+    """Keep, drop or refuse prompts whose own text is longer than `prompt_length`."""
     limit = rules.prompt_length
-    too_long = [] if limit is None else [(row, length) for row, length in counted if length > limit]
+    if limit is None:
+        return counted
+    lengths = _own_lengths([row for row, _ in counted], rules.system, chat)
+    too_long = [(length, row) for (row, _), length in zip(counted, lengths, strict=True) if length > limit]
     account.over_length = len(too_long)
     if not too_long or rules.over_length == "keep":
-        return list(counted)
+        return counted
     if rules.over_length == "error":
-        longest = sorted(too_long, key=lambda pair: -pair[1])[:3]
-        shown = ", ".join(f"{row.where} ({length} tokens)" for row, length in longest)
+        longest = sorted(too_long, key=lambda pair: -pair[0])[:3]
+        shown = ", ".join(f"{row.where} ({length} tokens)" for length, row in longest)
         raise DataError(
             f"{len(too_long)} prompts are longer than {limit} tokens; the longest: {shown}",
             where="teacher.base.prompt_length",
             fix="raise teacher.base.prompt_length, or set prompts.over_length to keep or drop",
         )
-    for row, length in too_long:
+    for length, row in too_long:
         reason = f"{length} tokens; teacher.base.prompt_length is {limit}"
         account.rejects.append(BadRow(row.where, OVER_LENGTH, reason, _excerpt(row)))
-    return [(row, length) for row, length in counted if limit is None or length <= limit]
+    return [pair for pair, length in zip(counted, lengths, strict=True) if length <= limit]
+
+
+def _own_lengths(rows: Sequence[RawPrompt], system: str | None, chat: ChatFormat) -> list[int]:
+    """Tokens of what the rows themselves say, without the template and the configured system message."""
+    texts = [
+        "\n".join(
+            message["content"]
+            for message in row.messages
+            if not (message["role"] == "system" and message["content"] == system)
+        )
+        for row in rows
+    ]
+    return chat.count_tokens(texts)
 
 
 def assign_ids(rows: Sequence[RawPrompt]) -> tuple[list[str], list[int]]:
