@@ -19,7 +19,8 @@ from raystill.run.publish import make_directory
 def hold_lock(path: Path) -> Iterator[None]:
     """Hold `path` exclusively for the body.
 
-    Raises EnvironmentFault naming the holder's process and host if somebody else has it.
+    Raises EnvironmentFault naming the holder's process and host if somebody else has it, and where the place
+    can't be locked at all.
     """
     make_directory(path.parent)
     holder = path.with_suffix(".holder.json")
@@ -31,6 +32,12 @@ def hold_lock(path: Path) -> Iterator[None]:
             f"another process works on this run ({_describe(holder)})",
             where=str(path.parent),
             fix="wait for it, stop it, or choose another run.name",
+        ) from error
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the run can't be locked: {error.strerror}",
+            where=str(path),
+            fix="choose another run.dir, on a filesystem that has locks and that you may write",
         ) from error
     try:
         holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")

@@ -48,9 +48,8 @@ def make_directory(path: Path) -> None:
     if path.is_dir():
         return
     with _disk_faults(path):
-        missing = [path, *path.parents]
-        missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
-        for directory in reversed(missing):
+        missing = [place for place in (path, *path.parents) if not place.exists()]
+        for directory in reversed(missing or [path]):  # a file in the way fails here too
             directory.mkdir(exist_ok=True)
             fsync_path(directory.parent)
 
