@@ -75,6 +75,20 @@ def test_verify_names_a_damaged_part_and_what_is_lost(
     assert part.name in said and "keys are lost" in said
 
 
+def test_quarantine_sets_damage_aside_and_the_rest_verifies(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = sorted(store.rglob("*.parquet"))[0]
+    part.write_bytes(b"")
+    assert main(["store", "verify", str(store)]) == 3
+    assert "--quarantine" in capsys.readouterr().err
+    assert main(["store", "verify", str(store), "--quarantine", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_quarantined"] == 1 and 0 < found["num_rows"] < 6
+    assert main(["store", "verify", str(store)]) == 0
+    assert not part.exists() and len(list((store / "quarantine").rglob("*.parquet"))) == 1
+
+
 def test_a_missing_store_is_a_data_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("stats", "verify"):
         assert main(["store", command, str(tmp_path / "nowhere")]) == 3

@@ -121,6 +121,19 @@ def test_scores_join_their_rows_and_the_wider_signal_counts(tmp_path: Path) -> N
     assert verify_store(store.path).ok
 
 
+def test_a_row_without_tokens_needs_no_score(tmp_path: Path) -> None:
+    rows = [make_row(1), make_row(2, num_tokens=0, num_logprobs=None)]
+    store = build_store(tmp_path / "store", rows, num_partitions=1)
+    assert keys_to_score(store, 0, 4) == set()
+    found = {row.prompt_id: row.signal for row in iter_rows(store, with_signal=True)}
+    assert {name: signal and signal.topk_ids_TK.shape for name, signal in found.items()} == {
+        "prompt-00001": (6, 4),
+        "prompt-00002": (0, 4),
+    }
+    cut = load_rows(store, with_signal=True, num_logprobs=2)
+    assert [row.signal.num_logprobs for row in cut if row.signal] == [2, 2]
+
+
 def test_a_score_of_another_completion_is_refused(tmp_path: Path) -> None:
     row = make_row(1, num_tokens=30, num_logprobs=None)
     store = build_store(tmp_path / "store", [row], num_partitions=1)

@@ -1,4 +1,4 @@
-"""`raystill store stats|verify`: look into a teacher store. Nothing here writes."""
+"""`raystill store stats|verify`: look into a teacher store. Only `verify --quarantine` changes anything."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_KEYS = 5
 store_app = typer.Typer(no_args_is_help=True, help="Look into a teacher store.")
+Quarantine = Annotated[
+    bool, typer.Option("--quarantine", help="Set damaged parts aside, so that generate and score redo them.")
+]
 StorePath = Annotated[
     Path | None, typer.Argument(metavar="[STORE]", help="Store directory; unset: the one of --config.")
 ]
@@ -63,6 +66,7 @@ def verify(
     store: StorePath = None,
     config: ConfigFiles = None,
     overrides: Overrides = None,
+    quarantine: Quarantine = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -71,6 +75,13 @@ def verify(
     from raystill.store.verify import verify_store
 
     report = verify_store(path)
+    moved = 0
+    if quarantine and not report.ok:
+        from raystill.store.repair import quarantine_damaged
+        from raystill.store.store import load_store
+
+        moved = len(quarantine_damaged(load_store(path), report))
+        report = verify_store(path)
     if not report.ok:
         raise DataError(
             f"{len(report.damaged)} damaged parts",
@@ -78,8 +89,14 @@ def verify(
             problems=tuple(_problem(damage) for damage in report.damaged),
         )
     if as_json:
-        print_json(asdict(report) | {"ok": True})
+        print_json(asdict(report) | {"ok": True, "num_quarantined": moved})
         return
+    if moved:
+        RESULTS.print(
+            f"{moved:,} damaged parts moved to {path / 'quarantine'}; run generate and score with --fresh: "
+            "only what is lost is asked again",
+            markup=False,
+        )
     RESULTS.print(
         f"verified: {report.num_rows:,} rows, {report.num_scores:,} scores and {report.num_rejects:,} "
         f"rejects in {report.num_parts:,} parts; {report.num_duplicates:,} duplicates, "
@@ -105,7 +122,8 @@ def _problem(damage: Damage) -> Problem:
     return Problem(
         f"{damage.what}; {lost}",
         where=str(damage.part),
-        fix="run generate again: it sets damaged parts aside and asks for their rows again",
+        fix="restore the file from a copy, or set damage aside with --quarantine and run generate and score "
+        "with --fresh: only what is lost is asked again",
     )
 
 

@@ -127,6 +127,13 @@ def list_arrays(table: pa.Table, name: str) -> list[Array]:
     return [values[start:end] for start, end in pairwise(offsets)]
 
 
+def empty_signal(num_logprobs: int) -> TopKSignal:
+    """The signal of a completion without tokens: T = 0."""
+    none_T = np.empty(0, np.float32)
+    shape = (0, num_logprobs)
+    return TopKSignal(np.empty(shape, np.int32), np.empty(shape, np.float16), none_T, none_T)
+
+
 def view_signal(signal: TopKSignal, num_logprobs: int) -> TopKSignal:
     """The same distributions with only the `num_logprobs` best tokens; what is dropped joins the tail.
 

@@ -17,6 +17,7 @@ from raystill.errors import DataError
 from raystill.store.codec import (
     ROW_COLUMNS,
     SIGNAL_COLUMNS,
+    empty_signal,
     iter_table_rows,
     list_arrays,
     list_signals,
@@ -44,16 +45,21 @@ def committed_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> 
 
 
 def keys_to_score(store: TeacherStore, partition: int, num_logprobs: int) -> set[str]:
-    """Keys of stored rows whose best signal has fewer than `num_logprobs` logprobs, or that have none."""
-    width: dict[str, int] = {}
-    kinds: tuple[Kind, ...] = ("rows", "scores")
-    for kind in kinds:
-        for table in iter_tables(store, kind=kind, columns=("key", "num_logprobs"), partitions=(partition,)):
-            counts = table.column("num_logprobs").to_pylist()
-            for key, count in zip(table.column("key").to_pylist(), counts, strict=True):
-                if kind == "rows" or key in width:
-                    width[key] = max(width.get(key, -1), -1 if count is None else count)
-    return {key for key, count in width.items() if count < num_logprobs}
+    """Keys of stored rows whose best signal has fewer than `num_logprobs` logprobs, or that have none.
+
+    Rows without completion tokens have nothing to score.
+    """
+    columns = ("key", "num_logprobs", "num_completion_tokens")
+    pending: set[str] = set()
+    for table in iter_tables(store, columns=columns, partitions=(partition,)):
+        for key, width, tokens in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
+            if tokens and (width is None or width < num_logprobs):
+                pending.add(key)
+    for commit in load_commits(store, partition, "scores"):
+        if commit.num_logprobs is not None and commit.num_logprobs >= num_logprobs:
+            check_present(store, commit)
+            pending.difference_update(commit.keys)
+    return pending
 
 
 def iter_tables(
@@ -102,9 +108,10 @@ def iter_rows(
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
         for table in iter_tables(store, columns=columns, splits=splits, partitions=(partition,)):
-            yield from iter_table_rows(
-                table, _table_signals(table, scores, num_logprobs) if with_signal else None
-            )
+            signals = None
+            if with_signal:
+                signals = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
+            yield from iter_table_rows(table, signals)
 
 
 def load_rows(
@@ -164,20 +171,22 @@ def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
 
 
 def _table_signals(
-    table: pa.Table, scores: dict[str, TopKSignal], num_logprobs: int | None
+    table: pa.Table, scores: dict[str, TopKSignal], num_logprobs: int | None, usual_width: int
 ) -> list[TopKSignal]:
-    """One signal per row: its own or the score stage's, whichever is wider, cut to `num_logprobs`."""
+    """One signal per row: its own or the score stage's, whichever is wider, cut to `num_logprobs`.
+
+    A row without completion tokens needs none and gets an empty one.
+    """
     keys, signals = table.column("key").to_pylist(), list_signals(table)
-    if scores:
-        scored: list[tuple[str, TopKSignal, Int32Array | None]] = []
-        for index, (key, ids) in enumerate(
-            zip(keys, list_arrays(table, "completion_token_ids"), strict=True)
-        ):
-            score, own = scores.get(key), signals[index]
-            if score is not None and (own is None or score.num_logprobs > own.num_logprobs):
-                signals[index] = score
-                scored.append((key, score, ids))
-        check_sampled(scored)  # a score of another completion under the same key is refused
+    scored: list[tuple[str, TopKSignal, Int32Array | None]] = []
+    for index, ids in enumerate(list_arrays(table, "completion_token_ids")):
+        score, own = scores.get(keys[index]), signals[index]
+        if score is not None and (own is None or score.num_logprobs > own.num_logprobs):
+            signals[index] = score
+            scored.append((keys[index], score, ids))
+        elif own is None and len(ids) == 0:
+            signals[index] = empty_signal(usual_width if num_logprobs is None else num_logprobs)
+    check_sampled(scored)  # a score of another completion under the same key is refused
     present = [signal for signal in signals if signal is not None]
     if len(present) < len(signals):
         missing = [key for key, signal in zip(keys, signals, strict=True) if signal is None]
