@@ -52,7 +52,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
         },
         "student": {
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": 512, "tie_word_embeddings": False,
         },
         "training": {"max_seq_len": 512, "checkpoint_cleanup": {"min_free_space_gb": 0.1}},
         "train": {"sft": training, "distillation": training},

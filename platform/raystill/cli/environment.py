@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters to a run reaches it as an exception
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -21,3 +22,5 @@ def quiet_libraries() -> None:
     """No telemetry, no banners and no progress bars of theirs; what the user has set stays."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # Ray says this of its own keyword forwarding for options that have no other spelling.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
