@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,5 +21,3 @@ def quiet_libraries() -> None:
     """No telemetry, no banners and no progress bars of theirs; what the user has set stays."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # Ray says this of its own keyword forwarding for options that have no other spelling.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
