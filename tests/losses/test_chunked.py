@@ -82,6 +82,7 @@ def test_equals_the_naive_loss_and_its_gradients(terms: LossTerms, chunk_rows: i
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
         assert gradient.abs().max() > 0
     assert loss.num_tokens == N
+    assert loss.sum.requires_grad and not any(value.requires_grad for value in loss.metrics.values())
 
 
 @pytest.mark.parametrize("terms", TERMS)

@@ -103,9 +103,9 @@ class _ChunkedLoss(torch.autograd.Function):
         _run_chunks(hidden_ND, weight_VD, bias_V, target_ids_N, teacher, plan, outputs)
         ctx.gradients = (outputs.hidden_ND, outputs.weight_VD, outputs.bias_V)
         ctx.types = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        loss, ce, kd = outputs.sums_3.unbind()
+        loss, ce, kd = (value.clone() for value in outputs.sums_3)
         ctx.mark_non_differentiable(ce, kd)
-        return loss.clone(), ce.clone(), kd.clone()
+        return loss, ce, kd
 
     @staticmethod
     @once_differentiable

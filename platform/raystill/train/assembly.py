@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from raystill.store.store import load_store
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
 from raystill.train.build import build_model, build_student, load_student_chat
-from raystill.train.device import set_up_torch, validate_precision
+from raystill.train.device import choose_precision, set_up_torch
 from raystill.train.encode import TrainingData, load_training_data, match_tokenizers
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
@@ -49,6 +49,7 @@ class TrainRun:
     planner: StepPlanner
     objective: Objective
     state: TrainState
+    notes: list[str]
 
 
 def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
@@ -59,11 +60,14 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     settings = resolve_settings(job.config, job.stage)
     device = torch.device(job.device)
     set_up_torch(job.config, device, job.num_threads)
-    validate_precision(settings, device.type)
+    settings = replace(settings, precision=choose_precision(settings, device.type))
+    notes: list[str] = []
     chat = load_student_chat(job.config, job.paths, job.stage)
     store = load_store(job.paths.store)
     match = match_tokenizers(job.config, store, chat, settings.terms.kl_weight > 0)
-    model = build_model(job.config, job.paths, settings, chat, device)
+    if not match.same_template:
+        notes.append("the student's chat template differs from the teacher's: prompts are rendered again")
+    model = build_model(job.config, job.paths, settings, chat, device, notes)
     plain = Student(model, model)
     data = load_training_data(
         store, settings, chat, match, vocab_size=plain.vocab_size, context=plain.context
@@ -85,6 +89,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         planner=StepPlanner(data.train, settings),
         objective=build_objective(settings.terms),
         state=state,
+        notes=notes,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.text.tokenizer import ensure_pad_token, is_local_name
 from raystill.train.settings import TrainSettings, TrainStageName, starts_from_sft, trained_model
 from raystill.train.student import Student, validate_head
-
-_log = logging.getLogger(__name__)
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -52,15 +49,22 @@ def load_student_chat(config: Config, paths: RunPaths, stage: TrainStageName) ->
 
 
 def build_model(
-    config: Config, paths: RunPaths, settings: TrainSettings, chat: ChatFormat, device: torch.device
+    config: Config,
+    paths: RunPaths,
+    settings: TrainSettings,
+    chat: ChatFormat,
+    device: torch.device,
+    notes: list[str],
 ) -> Any:
     """The transformers model that a stage starts from: float32 weights on `device`.
 
-    Raises ConfigError for contradictory keys, DataError or RemoteError for a base that can't be loaded.
+    `notes` gets what the user should hear about. Raises ConfigError for contradictory keys, DataError or
+    RemoteError for a base that can't be loaded.
     """
     torch.manual_seed(settings.seed)
-    model = _load_or_make(config, paths, settings.stage, chat, _attention(config, settings.stage, device))
-    _set_special_tokens(model, chat)
+    attention = _attention(config, settings.stage, device, notes)
+    model = _load_or_make(config, paths, settings.stage, chat, attention)
+    _set_special_tokens(model, chat, notes)
     return model.to(device)
 
 
@@ -254,9 +258,8 @@ def attach_lora(model: Any, lora: LoraSection, settings: TrainSettings) -> torch
     return network
 
 
-def _attention(config: Config, stage: TrainStageName, device: torch.device) -> str:
+def _attention(config: Config, stage: TrainStageName, device: torch.device, notes: list[str]) -> str:
     """The attention implementation; flash_attention_2 falls back to sdpa where it can't run, said once."""
-    assert stage in ("sft", "distill")
     if trained_model(config, stage) != "assistant" or config.assistant is None:
         return "sdpa"
     wanted = config.assistant.model.attn_implementation
@@ -266,11 +269,11 @@ def _attention(config: Config, stage: TrainStageName, device: torch.device) -> s
 
     if device.type == "cuda" and is_flash_attn_2_available():
         return wanted
-    _log.warning("flash_attention_2 is not available here; using sdpa")
+    notes.append("flash_attention_2 is not available here; sdpa takes its place")
     return "sdpa"
 
 
-def _set_special_tokens(model: Any, chat: ChatFormat) -> None:
+def _set_special_tokens(model: Any, chat: ChatFormat, notes: list[str]) -> None:
     """Make the model stop where the teacher's completions stop, and pad with something that isn't an EOS."""
     from transformers import GenerationConfig
 
@@ -278,7 +281,7 @@ def _set_special_tokens(model: Any, chat: ChatFormat) -> None:
     eos_ids = [end, *[token_id for token_id in chat.eos_token_ids if token_id != end]]
     pad = ensure_pad_token(chat.tokenizer, chat.eos_token_ids, eos_would_be_masked=False)
     if pad.note:
-        _log.warning("%s", pad.note)
+        notes.append(pad.note)
     model.config.eos_token_id = eos_ids[0]
     model.config.pad_token_id = pad.id
     model.config.use_cache = True

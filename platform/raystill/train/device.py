@@ -35,8 +35,10 @@ def choose_num_threads(config: Config, local_workers: int) -> int:
     return config.training.cpus_per_worker or max(cores // local_workers, 1)
 
 
-def validate_precision(settings: TrainSettings, device_type: str) -> None:
-    """Raise EnvironmentFault where the device can't train in the precision that the config asks for."""
+def choose_precision(settings: TrainSettings, device_type: str) -> Precision:
+    """The precision to train in: the stage's own; else bfloat16 where `assistant.model.bfloat16` wants it and
+    the device is a GPU that has it. Raises EnvironmentFault where the device can't do the stage's own.
+    """
     where = "train.sft" if settings.stage == "sft" else "train.distillation"
     if settings.precision == "float16" and device_type != "cuda":
         raise EnvironmentFault(
@@ -50,6 +52,9 @@ def validate_precision(settings: TrainSettings, device_type: str) -> None:
             where=f"{where}.{'bfloat16' if settings.stage == 'sft' else 'bf16'}",
             fix="turn it off, or use fp16 there",
         )
+    if settings.precision == "float32" and settings.prefers_bfloat16 and device_type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return settings.precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -64,5 +69,6 @@ def set_up_torch(config: Config, device: torch.device, num_threads: int) -> None
     torch.set_num_threads(num_threads)
     if device.type == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", config.cuda.cuda_alloc_conf)
+        torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = config.cuda.allow_tf32
         torch.backends.cudnn.allow_tf32 = config.cuda.allow_tf32

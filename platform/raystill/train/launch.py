@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,12 @@ from raystill.train.settings import TrainStageName
 Progress = Callable[[dict[str, Any]], None]
 
 # Ray polls its workers every 2 s by default: a long wait for short runs, at both ends and at every report.
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# The preemption watcher is one more process, and nothing here listens to it.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 _POLL_SECONDS = 0.5
 
 
@@ -48,7 +54,7 @@ def run_training(
     scaling = {"CPU": float(config.training.cpus_per_worker or 1)} | (
         {"GPU": 1.0} if device == "cuda" else {}
     )
-    _require_resources(config, scaling, resources)
+    require_resources(config, scaling, resources)
     with _environment(), tempfile.TemporaryDirectory(prefix="raystill-train-") as storage:
         trainer = TorchTrainer(
             _ray_worker,
@@ -70,10 +76,9 @@ def run_training(
             ),
         )
         try:
-            with _tail(paths.training_metrics(stage), on_progress):
-                result = trainer.fit()
+            result = _fit(trainer.fit, MetricsTail(paths.training_metrics(stage)), on_progress)
         except TrainingFailedError as error:
-            raise _translate(error, paths.checkpoints(stage)) from error
+            raise translate_failure(error, paths.checkpoints(stage)) from error
     summary: dict[str, Any] = result.return_value
     return summary
 
@@ -112,7 +117,7 @@ def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     return train_worker(job, group, RayReporter())
 
 
-def _require_resources(config: Config, scaling: dict[str, float], resources: dict[str, float]) -> None:
+def require_resources(config: Config, scaling: dict[str, float], resources: dict[str, float]) -> None:
     """Refuse what a local Ray can never give; a cluster may still grow into it."""
     if config.cluster.address is not None or os.environ.get("RAY_ADDRESS"):
         return
@@ -127,7 +132,7 @@ def _require_resources(config: Config, scaling: dict[str, float], resources: dic
             )
 
 
-def _translate(error: Exception, checkpoints: Path) -> RaystillError:
+def translate_failure(error: Exception, checkpoints: Path) -> RaystillError:
     """Our own error if a worker raised one; else what Ray knows about the worker that died."""
     failures = getattr(error, "worker_failures", {})
     causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
@@ -156,31 +161,39 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-@contextmanager
-def _tail(metrics: Path, on_progress: Progress | None) -> Iterator[None]:
-    """Tell `on_progress` about every new line of metrics.jsonl while the body runs."""
-    if on_progress is None:
-        yield
-        return
-    done = threading.Event()
-    known = sum(1 for _ in iter_metrics(metrics))
+class MetricsTail:
+    """Reads the lines that are added to metrics.jsonl."""
 
-    def follow() -> None:
-        seen = known
-        while True:
-            finished = done.wait(_POLL_SECONDS)
-            records = list(iter_metrics(metrics))
-            # A resumed run first drops lines that it is going to write again.
-            for record in records[min(seen, len(records)) :]:
-                on_progress(record)
-            seen = len(records)
-            if finished:
-                return
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = sum(1 for _ in iter_metrics(path))
 
-    thread = threading.Thread(target=follow, name="training-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Lines since the last call. A resumed run first drops those that it is going to write again."""
+        records = list(iter_metrics(self._path))
+        added = records[min(self._seen, len(records)) :]
+        self._seen = len(records)
+        return added
+
+
+def _fit(fit: Callable[[], Any], tail: MetricsTail, on_progress: Progress | None) -> Any:
+    """Run `fit` in a thread of its own and show progress in this one.
+
+    In the main thread Ray Train would put its own handler on Ctrl-C, which exits with 0; like this an
+    interrupt stays one. The workers then end with this process's Ray, and the next run resumes.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(fit())
+        except BaseException as error:  # noqa: BLE001 (handed to the caller, whatever it is)
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train-fit", daemon=True).start()
+    while True:
+        finished = wait([outcome], timeout=_POLL_SECONDS).done
+        for record in tail.new_lines() if on_progress else []:
+            on_progress(record)  # type: ignore[misc]
+        if finished:
+            return outcome.result()

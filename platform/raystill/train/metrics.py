@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ import torch
 
 from raystill.losses.loss import Loss
 from raystill.run.publish import publish_file
-
-TERMS = ("loss", "ce", "kd_kl")
 
 
 class Totals:
@@ -36,36 +32,19 @@ class Totals:
         self.sums_6[3:] += counts.to(self.sums_6.device)
 
 
-@dataclass
-class Window:
-    """Steps since the last line of metrics.jsonl."""
-
-    totals: Totals
-    started: float
-
-    @classmethod
-    def start(cls, device: torch.device) -> Window:
-        """An empty window that begins now."""
-        return cls(Totals(device), time.monotonic())
-
-    def add(self, sums_6: torch.Tensor) -> None:
-        """Add a step's sums over all workers."""
-        self.totals.sums_6 += sums_6
-
-    def summary(self, has_kd: bool) -> dict[str, float]:
-        """The window's means and rates, ready to log. Empty if nothing trained in it."""
-        loss, ce, kd, tokens, real, raw = self.totals.sums_6.tolist()
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        if tokens == 0:
-            return {}
-        values = {"train/loss": loss / tokens, "train/ce": ce / tokens}
-        if has_kd:
-            values["train/kd_kl"] = kd / tokens
-        return values | {
-            "train/tok_s_useful": real / seconds,
-            "train/tok_s_raw": raw / seconds,
-            "train/pad_frac": 1.0 - real / raw,
-        }
+def summarise_window(sums_6: torch.Tensor, seconds: float, has_kd: bool) -> dict[str, float]:
+    """Means and rates of the steps since the last line, ready to log. Empty if nothing trained in them."""
+    loss, ce, kd, tokens, real, raw = sums_6.tolist()
+    if tokens == 0:
+        return {}
+    values = {"train/loss": loss / tokens, "train/ce": ce / tokens}
+    if has_kd:
+        values["train/kd_kl"] = kd / tokens
+    return values | {
+        "train/tok_s_useful": real / max(seconds, 1e-9),
+        "train/tok_s_raw": raw / max(seconds, 1e-9),
+        "train/pad_frac": 1.0 - real / raw,
+    }
 
 
 def append_metrics(path: Path, step: int, values: dict[str, Any]) -> None:

@@ -19,7 +19,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training stage. `steps` unset means `epochs` decide; `num_logprobs` is a view of the stored K."""
+    """One training stage.
+
+    `steps` unset means `epochs` decide; `num_logprobs` is a view of the stored K; `prefers_bfloat16` asks for
+    bfloat16 where the device has it.
+    """
 
     stage: TrainStageName
     label: str
@@ -27,6 +31,7 @@ class TrainSettings:
     num_logprobs: int | None
     lora: LoraSection | None
     precision: Precision
+    prefers_bfloat16: bool
     steps: int | None
     epochs: int
     micro_batch_rows: int
@@ -135,6 +140,9 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
         lora=_resolve_lora(config, stage),
         precision=_precision(own),
+        prefers_bfloat16=trained_model(config, stage) == "assistant"
+        and config.assistant is not None
+        and config.assistant.model.bfloat16,
         steps=section.steps or training.steps,
         epochs=section.num_train_epochs,
         micro_batch_rows=section.per_device_train_batch_size,

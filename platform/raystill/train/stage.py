@@ -52,7 +52,12 @@ _STUDENT_KEYS = tuple(
         "tokenizer",
     )
 )
-_ASSISTANT_KEYS = ("assistant.model.name", "assistant.model.attn_implementation", "assistant.lora")
+_ASSISTANT_KEYS = (
+    "assistant.model.name",
+    "assistant.model.attn_implementation",
+    "assistant.model.bfloat16",
+    "assistant.lora",
+)
 _COMMON = (
     "steps",
     "num_train_epochs",
@@ -130,6 +135,8 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
 
     summary = run_training(context.config, context.paths, stage, show)
     seconds = time.monotonic() - started
+    for note in summary["notes"]:
+        context.events.emit("warning", message=note)
     _warn_of_size(context, summary["counts"]["parameters"])
     model = context.paths.model(stage)
     if settings.copy_to is not None:

@@ -34,7 +34,10 @@ class Counters:
 
 @dataclass
 class TrainState:
-    """A training run between two steps. `step` counts finished optimizer steps, skipped ones included."""
+    """A training run between two steps. `step` counts finished optimizer steps, skipped ones included.
+
+    `window_sums_6` are the sums (see `metrics.Totals`) of the steps since the last line of metrics.jsonl.
+    """
 
     student: Student
     optimizer: torch.optim.Optimizer
@@ -42,6 +45,7 @@ class TrainState:
     total_steps: int
     step: int = 0
     counters: Counters = field(default_factory=Counters)
+    window_sums_6: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Parameters that train, by name; a tied one once."""
@@ -60,6 +64,7 @@ class TrainState:
             "step": self.step,
             "total_steps": self.total_steps,
             "counters": vars(self.counters),
+            "window_sums": self.window_sums_6.tolist(),
             "scaler": self.scaler.state_dict(),
             "data_fingerprint": data_fingerprint,
         }
@@ -83,6 +88,7 @@ class TrainState:
         self.scaler.load_state_dict(content.state["scaler"])
         self.step = int(content.state["step"])
         self.counters = Counters(**content.state["counters"])
+        self.window_sums_6 = torch.tensor(content.state["window_sums"], dtype=torch.float64)
 
     def _restore_optimizer(
         self, stored: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]

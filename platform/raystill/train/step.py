@@ -20,12 +20,11 @@ from raystill.train.state import TrainState, seed_step
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over all workers, the gradient's norm before clipping, and whether the weights moved."""
+    """Sums over all workers, and the gradient's norm before clipping: nan where the step was skipped."""
 
     sums_6: torch.Tensor
     grad_norm: float
     learning_rate: float
-    updated: bool
 
 
 def train_step(
@@ -57,7 +56,7 @@ def train_step(
     grad_norm = _update(state, parameters, settings.max_grad_norm, learning_rate, totals)
     state.step += 1
     failpoint("train:step")
-    return StepResult(totals.sums_6, grad_norm, learning_rate, bool(torch.isfinite(torch.tensor(grad_norm))))
+    return StepResult(totals.sums_6, grad_norm, learning_rate)
 
 
 def _update(

@@ -9,7 +9,7 @@ from raystill.train.metrics import iter_metrics
 
 
 def summarise(run: TrainRun) -> dict[str, Any]:
-    """`counts` and `metrics` of the stage's manifest, JSON-able."""
+    """`counts` and `metrics` of the stage's manifest, and `notes` for the user; JSON-able."""
     counters, student = run.state.counters, run.state.student
     counts = {
         **run.data.counts,
@@ -26,6 +26,7 @@ def summarise(run: TrainRun) -> dict[str, Any]:
     terms = run.settings.terms
     return {
         "counts": counts,
+        "notes": run.notes,
         "metrics": {
             "label": run.settings.label,
             "ce_weight": terms.ce_weight,

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from raystill.checkpoint.retention import apply_retention, milestone_steps, require_space
+from raystill.checkpoint.retention import apply_retention, free_bytes, milestone_steps, require_space
 from raystill.checkpoint.store import latest_valid, load_checkpoint
 from raystill.errors import DivergenceError
 from raystill.train.assembly import TrainJob, TrainRun, assemble
-from raystill.train.evaluation import evaluate_loss
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import Window, append_metrics, rewind_metrics
+from raystill.train.metrics import rewind_metrics
 from raystill.train.output import save_final_model
-from raystill.train.step import StepResult, train_step
+from raystill.train.step import train_step
+from raystill.train.step_log import StepLog
 from raystill.train.summary import summarise
 
 # Weights and two moments, all float32.
 _NUMBERS_PER_WEIGHT, _BYTES_PER_NUMBER = 3, 4
+_ROOM = 1.1
 
 
 class Reporter(Protocol):
@@ -36,36 +37,36 @@ def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[
     run = assemble(job, group)
     state, settings = run.state, run.settings
     restore_latest(run)
-    window = Window.start(state.student.device)
+    log = StepLog(run)
     milestones = set(milestone_steps(state.total_steps))
     while state.step < state.total_steps:
         plan = run.planner.plan(state.step, group.rank)
         if plan.num_tokens == 0:
             state.step += 1
             state.counters.masked_steps += 1
-            result = None
         else:
             result = train_step(state, plan, run.data.train, run.objective, settings, group)
-            window.add(result.sums_6)
+            log.add(result)
             stop_if_diverged(run)
         metrics: dict[str, Any] = {}
         if is_due(run, settings.log_every):
-            metrics = log_window(run, window, result)
-            window = Window.start(state.student.device)
+            metrics = log.write()
         if evaluation_is_due(run):
-            metrics |= log_evaluation(run)
+            metrics |= log.write_evaluation()
         if is_due(run, settings.save_every) or state.step in milestones:
             save(run)
             reporter.report(state.step, metrics)
+    summary = summarise(run)
     if group.is_first:
         save_final_model(state.student, run.chat, job.paths.stage_dir(job.stage), job.paths.model(job.stage))
-    return summarise(run)
+    return summary
 
 
 def restore_latest(run: TrainRun) -> None:
     """Continue from the newest checkpoint that verifies; a fresh run is left alone."""
     directory = run.job.paths.checkpoints(run.job.stage)
     found = latest_valid(directory)
+    run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
     if found.path is not None:
         run.state.restore(load_checkpoint(found.path, verify=False), run.data_fingerprint, found.path)
     if run.group.is_first:
@@ -98,22 +99,6 @@ def stop_if_diverged(run: TrainRun) -> None:
     )
 
 
-def log_window(run: TrainRun, window: Window, result: StepResult | None) -> dict[str, Any]:
-    """Write a line of metrics.jsonl for the steps since the last one."""
-    values: dict[str, Any] = window.summary(run.settings.terms.kl_weight > 0)
-    if result is not None:
-        values |= {"train/grad_norm": result.grad_norm, "train/lr": result.learning_rate}
-    counters = run.state.counters
-    values |= {"train/nonfinite_steps": counters.nonfinite_steps, "total_steps": run.state.total_steps}
-    return _append(run, values)
-
-
-def log_evaluation(run: TrainRun) -> dict[str, Any]:
-    """Measure the held-out loss and write it to metrics.jsonl."""
-    values = evaluate_loss(run.state.student, run.data.held_out, run.objective, run.settings, run.group)
-    return _append(run, values) if values else {}
-
-
 def save(run: TrainRun) -> None:
     """Make room, publish a checkpoint, and let go of what retention lets go.
 
@@ -122,13 +107,8 @@ def save(run: TrainRun) -> None:
     if not run.group.is_first:
         return
     directory = run.job.paths.checkpoints(run.job.stage)
-    size = run.state.student.num_parameters(trainable_only=True) * _NUMBERS_PER_WEIGHT * _BYTES_PER_NUMBER
-    require_space(directory, size)
+    make_room(run, directory)
     run.state.save(directory, run.data_fingerprint)
-    _apply_retention(run, directory)
-
-
-def _apply_retention(run: TrainRun, directory: Path) -> None:
     apply_retention(
         directory,
         total_steps=run.state.total_steps,
@@ -138,7 +118,15 @@ def _apply_retention(run: TrainRun, directory: Path) -> None:
     )
 
 
-def _append(run: TrainRun, values: dict[str, Any]) -> dict[str, Any]:
-    if run.group.is_first:
-        append_metrics(run.job.paths.training_metrics(run.job.stage), run.state.step, values)
-    return values
+def make_room(run: TrainRun, directory: Path) -> None:
+    """Let go of all recent checkpoints but the resume point if the next one wouldn't fit otherwise."""
+    numbers = run.state.student.num_parameters(trainable_only=True) * _NUMBERS_PER_WEIGHT
+    size_bytes = numbers * _BYTES_PER_NUMBER
+    if directory.exists() and free_bytes(directory) < size_bytes * _ROOM:
+        apply_retention(
+            directory,
+            total_steps=run.state.total_steps,
+            max_recent=1,
+            min_free_gb=run.settings.min_free_space_gb,
+        )
+    require_space(directory, size_bytes)

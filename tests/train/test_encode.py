@@ -1,0 +1,158 @@
+"""From rows to examples: what carries loss, what is left out, and which tokenizers go together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raystill.errors import DataError
+from raystill.store.store import load_store
+from raystill.text.chat import ChatFormat, load_chat_format
+from raystill.train.batches import collate
+from raystill.train.encode import RowEncoder, TokenMatch, choose_held_out, fold_into_tail, match_tokenizers
+from raystill.train.examples import Example, ExampleSet
+from raystill.train.settings import TrainSettings, resolve_settings
+
+SAME = TokenMatch(same_ids=True, same_template=True)
+
+
+def settings(world: Any, stage: Any = "distill", **sections: Any) -> TrainSettings:
+    return resolve_settings(world.config(**sections), stage)
+
+
+def encoder(world: Any, stage: Any = "distill", match: TokenMatch = SAME, **sections: Any) -> RowEncoder:
+    return RowEncoder(settings(world, stage, **sections), world.chat, match, 259, 128)
+
+
+def test_the_loss_covers_the_completion_and_its_eos_and_nothing_else(empty_world: Any, rows: Any) -> None:
+    chat: ChatFormat = empty_world.chat
+    row = rows[3]
+    example = encoder(empty_world).encode(row)
+    assert example is not None
+    batch = collate(ExampleSet([example]), np.array([0]), 256, torch.device("cpu"))
+    assert chat.decode(batch.target_ids_N.tolist()) == row.completion
+    assert batch.target_ids_N[-1] == chat.tokenizer.eos_token_id
+    flat = batch.input_ids_BT.flatten()
+    shown = [*flat[: int(batch.loss_index_N[0]) + 1].tolist()]
+    assert shown == row.prompt_token_ids.tolist()
+    assert flat[batch.loss_index_N[1:]].tolist() == batch.target_ids_N[:-1].tolist()
+
+
+def test_signals_stand_at_their_tokens_whatever_the_batch(empty_world: Any, rows: Any) -> None:
+    """The teacher's best token is the completion's in these rows, so argmax spells the completions."""
+    make = encoder(empty_world)
+    examples = ExampleSet([e for row in rows[:7] if (e := make.encode(row)) is not None])
+    for chosen in ([0, 1, 2, 3, 4, 5, 6], [5, 2], [6]):
+        batch = collate(examples, np.array(chosen), 256, torch.device("cpu"))
+        assert batch.teacher is not None
+        agree = (batch.teacher.ids_NK[:, 0] == batch.target_ids_N).float().mean()
+        assert agree > 0.9
+        assert batch.teacher.logprobs_NK.dtype == torch.float32
+        width = max(len(rows[i].prompt_token_ids) + len(rows[i].completion_token_ids) for i in chosen) - 1
+        assert batch.input_ids_BT.shape == (len(chosen), width)
+
+
+def test_a_row_without_a_prompt_skips_the_token_that_nothing_predicts(rows: Any) -> None:
+    row = rows[0]
+    bare = Example(row.completion_token_ids, 0, row.signal)
+    examples = ExampleSet([bare])
+    batch = collate(examples, np.array([0]), 256, torch.device("cpu"))
+    assert batch.target_ids_N.tolist() == row.completion_token_ids[1:].tolist()
+    assert batch.teacher is not None
+    assert batch.teacher.ids_NK.tolist() == row.signal.topk_ids_TK[1:].tolist()
+    assert examples.num_loss_tokens.tolist() == [len(row.completion_token_ids) - 1]
+
+
+def test_long_rows_are_left_out_or_cut_and_both_are_counted(empty_world: Any, rows: Any) -> None:
+    row = rows[4]
+    longest = len(row.prompt_token_ids) + 2
+    drop = RowEncoder(settings(empty_world), empty_world.chat, SAME, 259, longest)
+    assert drop.encode(row) is None and drop.counts["left_out_too_long"] == 1
+    cutting = settings(empty_world, "sft", train={"sft": {"tokenizer": {"truncation": True}}})
+    cut = RowEncoder(cutting, empty_world.chat, SAME, 259, longest)
+    example = cut.encode(row)
+    assert example is not None and len(example.token_ids) == longest and cut.counts["rows_truncated"] == 1
+    no_room = RowEncoder(cutting, empty_world.chat, SAME, 259, len(row.prompt_token_ids))
+    assert no_room.encode(row) is None and no_room.counts["left_out_too_long"] == 1
+
+
+def test_unfinished_and_flagged_rows_train_and_are_counted(empty_world: Any, rows: Any) -> None:
+    make = encoder(empty_world)
+    assert make.encode(replace(rows[0], finish_reason="length", flags=("repetition",))) is not None
+    assert make.encode(replace(rows[0], completion_token_ids=np.zeros(0, np.int32))) is None
+    assert make.counts == {"rows_read": 2, "rows_finish_length": 1, "rows_flag_repetition": 1,
+                           "left_out_empty": 1}  # fmt: skip
+
+
+def test_a_token_outside_the_vocabulary_names_its_row(empty_world: Any, rows: Any) -> None:
+    make = RowEncoder(settings(empty_world), empty_world.chat, SAME, 100, 128)
+    with pytest.raises(DataError, match=rows[0].key):
+        make.encode(rows[0])
+
+
+def test_stored_tokens_without_a_logit_move_into_the_tail(rows: Any) -> None:
+    signal = rows[0].signal
+    folded = fold_into_tail(signal, 120)
+    mass = np.exp(folded.topk_logprobs_TK.astype(np.float64)).sum(1) + np.exp(folded.tail_logprob_T)
+    np.testing.assert_allclose(mass, 1.0, atol=2e-3)
+    assert (folded.topk_ids_TK < 120).all()
+    assert np.isneginf(folded.topk_logprobs_TK[signal.topk_ids_TK >= 120]).all()
+    assert fold_into_tail(signal, 259) is signal
+
+
+def test_text_of_another_tokenizer_is_tokenised_again_for_sft(
+    empty_world: Any, rows: Any, tokenizer_maker: Any, store_writer: Any
+) -> None:
+    """Same letters, other ids: SFT trains on the text, KD is refused with the ids that differ."""
+    directory = empty_world.root / "other"
+    tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
+    other = load_chat_format(str(directory))
+    store = store_writer(empty_world.root / "store", empty_world.chat, rows[:3])
+    config = empty_world.config(student={"tokenizer": str(directory)})
+    match = match_tokenizers(config, store, other, needs_signal=False)
+    assert not match.same_ids
+    make = RowEncoder(resolve_settings(config, "sft"), other, match, 261, 128)
+    example = make.encode(rows[2])
+    assert example is not None
+    assert other.decode(example.token_ids[example.prompt_length :].tolist()) == rows[2].completion
+    assert example.token_ids[-1] == other.tokenizer.eos_token_id
+    cut_off = make.encode(replace(rows[2], finish_reason="length"))
+    assert cut_off is not None and cut_off.token_ids[-1] != other.tokenizer.eos_token_id
+    assert make.counts["rows_tokenised_again"] == 2
+    with pytest.raises(DataError, match=r"tokenizers differ .* shared ids differ"):
+        match_tokenizers(config, store, other, needs_signal=True)
+
+
+def test_a_padded_vocabulary_is_the_same_tokenizer(world: Any) -> None:
+    config = world.config(student={"vocab_size": 512})
+    match = match_tokenizers(config, load_store(world.root / "store"), world.chat, needs_signal=True)
+    assert match == SAME
+    assert world.train(config)["counts"]["steps"] == 6
+
+
+def test_another_template_renders_the_prompt_again(world: Any, rows: Any) -> None:
+    directory = world.root / "polite"
+    world.chat.tokenizer.save_pretrained(directory)
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\\n", "helper\\n"))
+    polite = load_chat_format(str(directory))
+    match = match_tokenizers(world.config(), load_store(world.root / "store"), polite, needs_signal=True)
+    assert match == TokenMatch(same_ids=True, same_template=False)
+    example = RowEncoder(settings(world), polite, match, 259, 128).encode(rows[0])
+    assert example is not None and example.signal is not None
+    assert "helper" in polite.decode(example.token_ids.tolist())
+
+
+def test_prompts_are_held_out_whole_and_by_seed(empty_world: Any) -> None:
+    ids = [f"p{number % 50}" for number in range(200)]
+    first = choose_held_out(ids, settings(empty_world))
+    assert len(first) == 5 and first == choose_held_out(ids[::-1], settings(empty_world))
+    other = settings(empty_world, train={"distillation": {"seed": 1}})
+    assert choose_held_out(ids, other) != first
+    off = settings(empty_world, train={"distillation": {"evaluation_strategy": "no"}})
+    assert choose_held_out(ids, off) == frozenset()
+    assert choose_held_out(["only"], settings(empty_world)) == frozenset()

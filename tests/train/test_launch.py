@@ -1,0 +1,173 @@
+"""Training on a real Ray: one worker, two workers, and errors that come back as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raystill.errors import DataError, EnvironmentFault
+from raystill.run.stage import execute
+from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
+from raystill.train.launch import require_resources, run_training, translate_failure
+from raystill.train.settings import resolve_settings
+from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    import ray
+
+    temp_dir = tempfile.mkdtemp(prefix="rt", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=80_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=temp_dir,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def complete_inputs(world: Any, config: Any) -> None:
+    """Pretend that the stages before training are done; the store is there already."""
+    from raystill.run.manifest import Manifest, save_manifest
+
+    for name in ("generate", "score"):
+        directory = world.paths(config).stage_dir(name)
+        directory.mkdir(parents=True)
+        save_manifest(directory, Manifest(stage=name, fingerprint=name, config={}, inputs={}))
+
+
+def kill_the_workers() -> int:
+    """SIGKILL the training workers below this process; returns how many."""
+    killed = 0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                child.kill()
+                killed += 1
+    return killed
+
+
+@pytest.mark.ray
+def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: Any, ray_here: None) -> None:
+    steps = {"steps": 150, "save_every": 20, "log_every": 1}
+    alone = world.config("alone", training=steps)
+    world.train(alone)
+    copied = {"output_dir": str(world.root / "copy")}
+    config = world.config("staged", training=steps, train={"distillation": copied})
+    complete_inputs(world, config)
+    killed: list[int] = []
+
+    def kill_once(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["done"] > 20 and not killed:
+            killed.append(kill_the_workers())
+
+    with pytest.raises(EnvironmentFault, match="worker failed") as caught:
+        execute(DISTILL_STAGE, config, world.paths(config), on_event=kill_once)
+    assert killed == [1] and "resumes" in str(caught.value)
+    events: list[dict[str, Any]] = []
+    outcome = execute(DISTILL_STAGE, config, world.paths(config), on_event=events.append)
+    assert world.weights(config) == world.weights(alone)
+    assert (world.root / "copy" / "model.safetensors").read_bytes() == world.weights(alone)
+    manifest = outcome.manifest
+    assert manifest.counts["steps"] == 150 and manifest.counts["rows_train"] > 40
+    assert "model/model.safetensors" in manifest.files and manifest.metrics["train_seconds"] > 0
+    progress = [event for event in events if event["event"] == "progress"]
+    assert progress[-1]["done"] == 150 and progress[0]["total"] == 150 and "loss" in progress[0]
+    assert progress[0]["done"] > 20
+    assert execute(DISTILL_STAGE, config, world.paths(config)).skipped
+
+
+@pytest.mark.ray
+def test_two_workers_end_where_one_does(world: Any, ray_here: None) -> None:
+    one, two = (
+        world.config("one"),
+        world.config(
+            "two", training={"num_workers": 2}, train={"distillation": {"per_device_train_batch_size": 4}}
+        ),
+    )
+    alone = world.train(one)["metrics"]
+    shared = run_training(two, world.paths(two), "distill")["metrics"]
+    for name in ("final_train_loss", "final_train_ce", "final_train_kd_kl", "final_eval_loss"):
+        assert shared[name] == pytest.approx(alone[name], rel=1e-4), name
+    first, second = (load_file(world.paths(c).model("distill") / "model.safetensors") for c in (one, two))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected", "text"),
+    [
+        (DataError("row 7 is wrong"), DataError, "row 7 is wrong"),
+        (MemoryError("out of memory"), EnvironmentFault, "per_device_train_batch_size"),
+    ],
+)
+def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, text: str) -> None:
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    sent = pickle.loads(pickle.dumps(UserExceptionWithTraceback(cause, "Traceback ...")))
+    error = translate_failure(WorkerGroupError("failed", {1: sent}), Path("checkpoints"))
+    assert type(error) is expected and text in str(error) and "Traceback" not in str(error)
+
+
+def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> None:
+    config = world.config(training={"num_workers": 8, "cpus_per_worker": 2})
+    with pytest.raises(EnvironmentFault, match="need 16 CPU, and Ray has 4"):
+        require_resources(config, {"CPU": 2.0}, {"CPU": 4.0})
+    joined = world.config(training={"num_workers": 8}, cluster={"address": "host:6379"})
+    require_resources(joined, {"CPU": 2.0}, {"CPU": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda")],
+)
+def test_the_device_follows_the_cluster(empty_world: Any, wanted: str, gpus: int, expected: str) -> None:
+    assert choose_device_type(empty_world.config(device={"type": wanted}), gpus) == expected
+
+
+def test_what_this_machine_cannot_do_is_refused(empty_world: Any) -> None:
+    with pytest.raises(EnvironmentFault, match="no CUDA device"):
+        choose_device_type(empty_world.config(device={"type": "cuda"}), 0)
+    half = resolve_settings(empty_world.config(train={"sft": {"fp16": True}}), "sft")
+    with pytest.raises(EnvironmentFault, match="float16"):
+        choose_precision(half, "cpu")
+    assert choose_precision(replace(half, precision="bfloat16"), "cpu") == "bfloat16"
+    assert choose_precision(replace(half, precision="float32", prefers_bfloat16=True), "cpu") == "float32"
+
+
+def test_threads_are_the_configs_or_a_fair_share(empty_world: Any) -> None:
+    assert choose_num_threads(empty_world.config(training={"cpus_per_worker": 3}), 2) == 3
+    shared = empty_world.config(training={"cpus_per_worker": None})
+    assert choose_num_threads(shared, 10_000) == 1
+
+
+def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> None:
+    assert DISTILL_STAGE.inputs(empty_world.config()) == ("generate", "score")
+    text_only = empty_world.config(losses={"kl_weight": 0.0, "ce_weight": 1.0})
+    assert DISTILL_STAGE.inputs(text_only) == ("generate",)
+    chained = empty_world.config(train={"distillation": {"init": "auto"}})
+    assert DISTILL_STAGE.inputs(chained) == ("generate", "score", "sft")
+    assert SFT_STAGE.inputs(chained) == ("generate",)
+
+
+def test_progress_says_where_the_run_is() -> None:
+    line = {"step": 4, "total_steps": 8, "train/loss": 1.23456, "train/tok_s_useful": 1000.0}
+    fields = progress_fields(line)
+    assert fields == {"done": 4, "total": 8, "unit": "steps", "loss": 1.2346, "tokens_per_s": 1000.0}
