@@ -10,3 +10,7 @@ class EngineRowError(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+
+class EngineDiedError(Exception):
+    """The engine's process is gone. The row is not to blame; the worker restarts with a new engine."""

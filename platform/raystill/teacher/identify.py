@@ -1,0 +1,113 @@
+"""Who the teacher is: its files, its chat format, its stop tokens, and the identity of its store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raystill.config.engine import resolve_engine
+from raystill.config.schema import Config
+from raystill.errors import ConfigError
+from raystill.store.identity import StoreIdentity
+from raystill.teacher.build_engine import EngineBlueprint
+from raystill.teacher.engine import Sampling
+from raystill.teacher.preflight import EngineFacts, preflight, require_open_teacher
+from raystill.text.chat import ChatFormat, load_chat_format
+from raystill.text.tokenizer import chat_template_sha256, ensure_pad_token, tokenizer_sha256
+
+EVAL_SPLIT = "eval"
+
+
+@dataclass(frozen=True)
+class KnownTeacher:
+    """A teacher that has passed the preflight. Building it reads the weights once, to name them."""
+
+    config: Config
+    facts: EngineFacts
+    chat: ChatFormat
+    identity: StoreIdentity
+    stop_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    def blueprint(self, *, num_logprobs: int, scoring: bool) -> EngineBlueprint:
+        """What workers need to start the engine."""
+        return EngineBlueprint(
+            config=self.config,
+            facts=self.facts,
+            stop_token_ids=self.stop_token_ids,
+            pad_token_id=self.pad_token_id,
+            num_logprobs=num_logprobs,
+            scoring=scoring,
+        )
+
+
+def identify_teacher(config: Config) -> KnownTeacher:
+    """Check the teacher and say who it is.
+
+    Raises what `preflight` and `load_chat_format` raise, ConfigError for a stop token that isn't in the
+    vocabulary.
+    """
+    teacher = require_open_teacher(config)
+    facts = preflight(config, resolve_engine(config))
+    files = facts.files
+    chat = load_chat_format(
+        str(files.directory),
+        files.revision or None,
+        teacher.model.trust_remote_code,
+        teacher.tokenizer.use_fast,
+    )
+    stops = (*chat.eos_token_ids, *_extra_stop_ids(chat, teacher.tokenizer.additional_special_tokens))
+    identity = StoreIdentity(
+        teacher=files.directory.resolve().name if files.is_local else teacher.model.name,
+        revision=files.revision,
+        weights_sha256=files.weights_sha256() if files.is_local else "",
+        engine=facts.engine,
+        dtype=facts.dtype,
+        tokenizer_sha256=tokenizer_sha256(chat.tokenizer),
+        chat_template_sha256=chat_template_sha256(chat.tokenizer) or "",
+        num_logprobs=config.teacher.signals.num_logprobs,
+        licence_note=read_licence(files.directory),
+    )
+    pad = ensure_pad_token(chat.tokenizer, chat.eos_token_ids, eos_would_be_masked=False)
+    return KnownTeacher(config, facts, chat, identity, tuple(dict.fromkeys(stops)), pad.id)
+
+
+def sampling_of(config: Config, split: str) -> Sampling:
+    """How a split's completions are drawn. Held-out prompts get the teacher's best guess: greedy, reproducible."""
+    pipeline = require_open_teacher(config).pipeline
+    if split == EVAL_SPLIT or not pipeline.do_sample or pipeline.temperature == 0.0:
+        return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=pipeline.max_new_tokens)
+    return Sampling(pipeline.temperature, pipeline.top_p, pipeline.top_k, pipeline.max_new_tokens)
+
+
+def captures_signals(config: Config) -> bool:
+    """Whether generation keeps the distributions; both local engines have them at hand."""
+    return config.teacher.signals.capture != "score" and config.teacher.signals.num_logprobs > 0
+
+
+def read_licence(directory: Path) -> str:
+    """The `license:` line of the model card's front matter, "" where there is none."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return ""
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return ""
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip().strip("'\"")
+    return ""
+
+
+def _extra_stop_ids(chat: ChatFormat, tokens: list[str]) -> list[int]:
+    vocabulary = chat.tokenizer.get_vocab() if tokens else {}
+    for token in tokens:
+        if token not in vocabulary:
+            raise ConfigError(
+                f"the stop token {token!r} is not in the teacher's vocabulary",
+                where="teacher.open.tokenizer.additional_special_tokens",
+                fix="use a token that its tokenizer has, or leave it out",
+            )
+    return [int(vocabulary[token]) for token in tokens]

@@ -1,0 +1,156 @@
+"""Which requests a run has, and which of them the store has answered already."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raystill.config.schema import Config
+from raystill.store.commit import load_commits
+from raystill.store.identity import partition_of, request_key
+from raystill.store.reader import committed_keys, keys_to_score
+from raystill.store.store import TeacherStore
+from raystill.teacher.engine import Sampling
+from raystill.teacher.identify import KnownTeacher, sampling_of
+from raystill.teacher.preflight import require_open_teacher
+from raystill.teacher.row_work import Row
+from raystill.teacher.shards import Shard, ShardWriter, shard_rows, without_keys
+from raystill.text.prompt_row import Prompt
+from raystill.text.prompt_table import iter_prompt_batches
+
+TRUNCATED_FLAG = "truncated_prompt"
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """The requests of a run: their keys by partition, the shards that are to be done, and what is reused."""
+
+    keys_by_partition: dict[int, frozenset[str]]
+    shards: tuple[Shard, ...]
+    reused: int
+
+    @property
+    def num_requests(self) -> int:
+        """Distinct requests."""
+        return sum(map(len, self.keys_by_partition.values()))
+
+
+def plan_requests(
+    teacher: KnownTeacher, store: TeacherStore, prompt_table: Path, scratch: Path
+) -> RequestPlan:
+    """Render every prompt, name its request, and cut what the store lacks into shards under `scratch`.
+
+    Raises DataError for a prompt that the chat template refuses.
+    """
+    writer = ShardWriter(scratch, "generate")
+    for batch in iter_prompt_batches(prompt_table):
+        for prompt in batch:
+            row = _request_row(teacher, prompt)
+            writer.add(partition_of(row["key"], store.num_partitions), row)
+    keys: dict[int, frozenset[str]] = {}
+    pending = {}
+    for partition, table in writer.iter_partitions():
+        keys[partition] = frozenset(table.column("key").to_pylist())
+        pending[partition] = without_keys(table, committed_keys(store, partition))
+    config = teacher.config.teacher
+    num_pending = sum(table.num_rows for table in pending.values())
+    size = shard_rows(config.store.rows_per_part, num_pending, config.vllm.num_engines)
+    shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
+    return RequestPlan(keys, tuple(shards), sum(map(len, keys.values())) - num_pending)
+
+
+def plan_scores(config: Config, store: TeacherStore, num_logprobs: int, scratch: Path) -> tuple[Shard, ...]:
+    """Cut the stored rows whose signals have fewer than `num_logprobs` entries into shards under `scratch`."""
+    from raystill.store.reader import iter_tables
+
+    writer = ShardWriter(scratch, "score")
+    columns = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids")
+    num_rows = 0
+    for partition in range(store.num_partitions):
+        wanted = keys_to_score(store, partition, num_logprobs)
+        if not wanted:
+            continue
+        for table in iter_tables(store, columns=columns, partitions=(partition,)):
+            for row in table.to_pylist():
+                if row["key"] in wanted and row["completion_token_ids"]:
+                    writer.add(partition, row)
+                    num_rows += 1
+    size = shard_rows(config.teacher.store.rows_per_part, num_rows, config.teacher.vllm.num_engines)
+    return tuple(
+        shard for partition, table in writer.iter_partitions() for shard in writer.cut(partition, table, size)
+    )
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What became of a run's requests."""
+
+    done: int
+    rejected: int
+    completion_tokens: int
+    reject_codes: dict[str, int]
+
+
+def settle_accounts(plan: RequestPlan, store: TeacherStore) -> Accounts:
+    """Count the requests that are stored and those that were rejected; a later success counts, not the reject."""
+    from raystill.store.reader import iter_tables
+
+    done = tokens = 0
+    codes: dict[str, str] = {}
+    for partition, keys in plan.keys_by_partition.items():
+        stored = committed_keys(store, partition) & keys
+        done += len(stored)
+        tokens += _stored_tokens(store, partition, stored)
+        for table in iter_tables(store, kind="rejects", columns=("key", "code"), partitions=(partition,)):
+            for row in table.to_pylist():
+                if row["key"] in keys and row["key"] not in stored:
+                    codes[row["key"]] = row["code"]
+    by_code = {code: list(codes.values()).count(code) for code in sorted(set(codes.values()))}
+    return Accounts(done, len(codes), tokens, by_code)
+
+
+def _stored_tokens(store: TeacherStore, partition: int, keys: set[str]) -> int:
+    """Completion tokens of `keys`: from the commit records, or from the rows where a part holds others too."""
+    from raystill.store.reader import iter_tables
+
+    commits = load_commits(store, partition, "rows")
+    if sum(commit.num_rows for commit in commits) == len(keys):
+        return sum(commit.num_tokens for commit in commits)
+    total = 0
+    for table in iter_tables(store, columns=("key", "num_completion_tokens"), partitions=(partition,)):
+        rows = table.to_pylist()
+        total += sum(row["num_completion_tokens"] for row in rows if row["key"] in keys)
+    return total
+
+
+def _request_row(teacher: KnownTeacher, prompt: Prompt) -> Row:
+    tokenizer = require_open_teacher(teacher.config).tokenizer
+    sampling = sampling_of(teacher.config, prompt.split)
+    ids = teacher.chat.render_prompt_ids(prompt.messages, tokenizer.add_generation_prompt)
+    flags: list[str] = []
+    if tokenizer.truncation:
+        kept = _truncate(ids, teacher.facts.context_length, sampling)
+        flags, ids = ([TRUNCATED_FLAG] if len(kept) < len(ids) else []), kept
+    facts: dict[str, Any] = {**vars(sampling), "stop_token_ids": list(teacher.stop_token_ids)}
+    return {
+        "key": request_key(teacher.identity, ids, facts, seed=teacher.config.run.seed),
+        "prompt_id": prompt.id,
+        "split": prompt.split,
+        "source": prompt.source,
+        "messages": json.dumps(prompt.messages, ensure_ascii=False),
+        "prompt_token_ids": ids,
+        "flags": flags,
+    }
+
+
+def _truncate(ids: list[int], context_length: int, sampling: Sampling) -> list[int]:
+    """The end of a prompt that doesn't fit: the question and the assistant's header stand there.
+
+    Leaves room for a whole completion, but never more than half of the context.
+    """
+    if len(ids) < context_length:
+        return ids
+    room = max(context_length - sampling.max_new_tokens, context_length // 2)
+    return ids[-room:]

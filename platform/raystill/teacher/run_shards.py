@@ -1,0 +1,190 @@
+"""The driver's side: shards through a Ray Data actor pool, progress as it comes, errors as they were raised."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raystill.errors import EnvironmentFault, RaystillError
+from raystill.run.events import EventLog
+from raystill.teacher.build_engine import EngineBlueprint, expected_rows_in_flight
+from raystill.teacher.row_work import WorkOrder
+from raystill.teacher.shards import Shard, shards_to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_EVENT_SECONDS = 2.0
+_RESTARTS = 2
+# Shards beyond those that fill the engine: one whose rows wait, one whose last rows trickle out.
+_SPARE_SHARDS = 2
+
+
+@dataclass
+class Progress:
+    """Rows and completion tokens done by this process; `total` is what it set out to do."""
+
+    total: int
+    done: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, records: pa.Table) -> None:
+        """Add what workers report."""
+        for name in ("done", "rejected", "tokens"):
+            setattr(self, name, getattr(self, name) + sum(records.column(name).to_pylist()))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Completion tokens per second since the first row came back."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+def run_shards(
+    shards: Sequence[Shard], blueprint: EngineBlueprint, order: WorkOrder, events: EventLog
+) -> Progress:
+    """Do all shards on `teacher.vllm.num_engines` engines. Ray must be running.
+
+    Emits `progress` events: done, total, unit, tokens_per_s, rejected, eta_seconds. Raises the RaystillError
+    that a worker raised, or EnvironmentFault where an engine dies again and again.
+    """
+    progress = Progress(total=sum(shard.num_rows for shard in shards))
+    if not shards:
+        return progress
+    events.emit("engine_starting", engine=blueprint.facts.engine, engines=_num_engines(blueprint, shards))
+    with _ray_data_settings(), _original_errors(blueprint):
+        started: float | None = None
+        next_event = 0.0
+        for records in _iter_records(shards, blueprint, order):
+            now = time.monotonic()
+            if started is None and records.num_rows:
+                # The first record covers up to a second of work.
+                started = now - 1.0
+            progress.add(records)
+            progress.seconds = now - started if started is not None else 0.0
+            if records.num_rows and now >= next_event:
+                _emit(events, progress)
+                next_event = now + _EVENT_SECONDS
+    _emit(events, progress)
+    return progress
+
+
+def _iter_records(
+    shards: Sequence[Shard], blueprint: EngineBlueprint, order: WorkOrder
+) -> Iterator[pa.Table]:
+    import ray.data
+
+    from raystill.teacher.shard_worker import ShardWorker
+
+    # max_restarts and max_task_retries have no named parameter in this Ray.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+    concurrent = math.ceil(expected_rows_in_flight(blueprint) / max(shard.num_rows for shard in shards)) + _SPARE_SHARDS
+    engines = _num_engines(blueprint, shards)
+    on_gpu = blueprint.facts.device == "cuda"
+    dataset = ray.data.from_items(shards_to_table(shards), override_num_blocks=len(shards))
+    results = dataset.map_batches(
+        ShardWorker,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(
+            size=engines,
+            max_concurrent_calls_per_actor=concurrent,
+            max_tasks_in_flight_per_actor=concurrent + 1,
+            enable_true_multi_threading=True,
+        ),
+        fn_constructor_kwargs={"blueprint": blueprint, "order": order},
+        num_cpus=0 if on_gpu else 1,
+        num_gpus=blueprint.config.teacher.vllm.tensor_parallel_size if on_gpu else 0,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+    )
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _num_engines(blueprint: EngineBlueprint, shards: Sequence[Shard]) -> int:
+    return min(blueprint.config.teacher.vllm.num_engines, len(shards))
+
+
+def _emit(events: EventLog, progress: Progress) -> None:
+    finished = progress.done + progress.rejected
+    left = progress.total - finished
+    rate = finished / progress.seconds if progress.seconds > 0 else 0.0
+    events.emit(
+        "progress",
+        done=min(finished, progress.total),
+        total=progress.total,
+        unit="rows",
+        tokens_per_s=round(progress.tokens_per_s, 1),
+        rejected=progress.rejected,
+        eta_seconds=round(left / rate, 1) if rate and left > 0 else None,
+    )
+
+
+@contextmanager
+def _ray_data_settings() -> Iterator[None]:
+    """Ray Data without its own bars and notices, and without its limit on quiet time."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    wanted: dict[str, Any] = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        # An engine may load for an hour, or wait for a node; a hung worker is seen by its own errors.
+        "execution_no_progress_timeout_s": -1,
+        # Every record that a worker yields becomes a block at once: that is the progress bar.
+        "target_max_block_size": 1,
+        "raise_original_map_exception": True,
+        "max_consecutive_actor_init_deaths": 0,
+    }
+    before = {name: getattr(context, name) for name in wanted}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextmanager
+def _original_errors(blueprint: EngineBlueprint) -> Iterator[None]:
+    """Take a worker's error out of Ray's wrappings."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        original = _find_original(error)
+        if original is not None:
+            raise original from None
+        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+            raise EnvironmentFault(
+                f"the teacher's engine died {_RESTARTS + 1} times; what it had committed is kept",
+                where=f"engine {blueprint.facts.engine}",
+                fix="look for out-of-memory kills and at the worker's log in the Ray session directory; lower "
+                "teacher.vllm.max_num_seqs or kv_cache_gib, then run again: only missing rows are made",
+            ) from error
+        raise
+
+
+def _find_original(error: BaseException | None) -> RaystillError | None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, RaystillError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

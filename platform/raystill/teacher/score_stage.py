@@ -1,0 +1,76 @@
+"""The stage score: stored completions without distributions get the teacher's, by teacher forcing."""
+
+from __future__ import annotations
+
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths, StageName
+from raystill.run.stage import Stage, StageContext, StageResult
+
+_CONFIG_KEYS = (
+    "teacher.engine",
+    "teacher.open.model.name",
+    "teacher.open.model.revision",
+    "teacher.open.model.trust_remote_code",
+    "teacher.open.model.bfloat16",
+    "teacher.signals.num_logprobs",
+    "teacher.store.path",
+)
+
+
+def run_score(context: StageContext) -> StageResult:
+    """Score every stored row whose signal has fewer than `teacher.signals.num_logprobs` entries.
+
+    Complete without starting an engine where there is none. Resumes from whatever is committed.
+    """
+    from raystill.store.content import content_digest
+    from raystill.store.repair import sweep_dead_writers
+    from raystill.store.store import load_store
+    from raystill.teacher.identify import identify_teacher
+    from raystill.teacher.plan_requests import plan_scores
+    from raystill.teacher.row_work import ScoreWork, WorkOrder
+    from raystill.teacher.run_shards import run_shards
+    from raystill.teacher.scratch import scratch_directory
+
+    config = context.config
+    num_logprobs = config.teacher.signals.num_logprobs
+    store = load_store(context.paths.store.resolve())
+    sweep_dead_writers(store)
+    with scratch_directory(context.output) as scratch:
+        shards = plan_scores(config, store, num_logprobs, scratch) if num_logprobs else ()
+        rows = sum(shard.num_rows for shard in shards)
+        context.events.emit("scores_planned", rows=rows, shards=len(shards))
+        tokens = rejected = 0
+        rate = 0.0
+        if shards:
+            teacher = identify_teacher(config)
+            blueprint = teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
+            order = WorkOrder(store, ScoreWork(num_logprobs))
+            progress = run_shards(shards, blueprint, order, context.events)
+            tokens, rejected, rate = progress.tokens, progress.rejected, progress.tokens_per_s
+    return StageResult(
+        counts={"rows": rows, "scored": rows - rejected, "rejected": rejected, "completion_tokens": tokens},
+        metrics={"tokens_per_s": round(rate, 1)},
+        content=content_digest(store, ("rows", "scores")),
+    )
+
+
+def preflight_score(config: Config, paths: RunPaths) -> None:
+    """What can be known to be wrong before Ray and an engine start."""
+    from raystill.config.engine import resolve_engine
+    from raystill.teacher.preflight import preflight
+
+    preflight(config, resolve_engine(config))
+
+
+def _inputs(config: Config) -> tuple[StageName, ...]:
+    return ("generate",)
+
+
+SCORE_STAGE = Stage(
+    name="score",
+    config_keys=_CONFIG_KEYS,
+    inputs=_inputs,
+    body=run_score,
+    needs_ray=True,
+    preflight=preflight_score,
+)

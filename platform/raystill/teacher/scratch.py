@@ -1,0 +1,21 @@
+"""A stage's scratch directory: beside its output, hidden, gone afterwards; a crash's is swept at the next start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raystill.run.publish import temporary_sibling
+
+
+@contextmanager
+def scratch_directory(output: Path) -> Iterator[Path]:
+    """A new directory on the output's filesystem, which every worker can read."""
+    scratch = temporary_sibling(output / "requests")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

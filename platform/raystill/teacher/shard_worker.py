@@ -1,0 +1,153 @@
+"""The actor that holds one engine. Ray Data sends it shards; rows of several shards are in flight at once.
+
+Its engine runs in an event loop of its own. A shard's task submits the shard's rows to that loop, where one
+semaphore bounds the rows in flight, so the engine never waits for the slowest row of a batch. Parts are
+committed here, in one thread, before a task ends: what a task has reported can't be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from raystill.store.reader import committed_keys
+from raystill.store.records import Reject
+from raystill.store.writer import PartWriter
+from raystill.teacher.build_engine import EngineBlueprint, build_engine
+from raystill.teacher.engine import TeacherEngine
+from raystill.teacher.errors import EngineDiedError, EngineRowError
+from raystill.teacher.row_work import Answer, Row, WorkOrder, drop_committed, reject_of
+from raystill.teacher.shards import Shard, shards_from_table
+
+PROGRESS_SCHEMA = pa.schema(
+    [pa.field("done", pa.int64()), pa.field("rejected", pa.int64()), pa.field("tokens", pa.int64())]
+)
+_REPORT_SECONDS = 1.0
+# Finished rows wait at most so long for the rest of their shard: a crash loses no more paid work than this.
+_COMMIT_SECONDS = 60.0
+_ENGINE_DIED_EXIT_CODE = 70
+
+
+@dataclass
+class _Tally:
+    """A shard's progress; written by the loop, read by the task's thread."""
+
+    done: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    _reported: tuple[int, int, int] = field(default=(0, 0, 0))
+
+    def take_news(self) -> pa.Table | None:
+        """What is new since the last call, as one record."""
+        now = (self.done, self.rejected, self.tokens)
+        news = [after - before for after, before in zip(now, self._reported, strict=True)]
+        self._reported = now
+        return pa.table([[value] for value in news], schema=PROGRESS_SCHEMA) if any(news) else None
+
+
+class ShardWorker:
+    """A Ray Data UDF: blocks of shard descriptors in, progress records out, parts on the disk."""
+
+    def __init__(self, blueprint: EngineBlueprint, order: WorkOrder) -> None:
+        """Start the engine. Raises what `build_engine` raises."""
+        self._order = order
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="teacher-loop", daemon=True).start()
+        # One thread: parts are written one after the other, by the thread that holds the writer's lock.
+        self._commits = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-commit")
+        self._engine = asyncio.run_coroutine_threadsafe(self._start(blueprint), self._loop).result()
+        atexit.register(self._engine.shutdown)
+        self._slots = asyncio.Semaphore(self._engine.rows_in_flight)
+        self._writer = self._commits.submit(PartWriter, order.store).result()
+        self._is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Do the shards of a block; yields what is new about once a second.
+
+        Raises what a commit raises. Where the engine has died, so does this process: Ray starts both again.
+        """
+        for shard in shards_from_table(block):
+            tally = _Tally()
+            running = asyncio.run_coroutine_threadsafe(self._run_shard(shard, tally), self._loop)
+            while not wait([running], timeout=_REPORT_SECONDS).done:
+                if (news := tally.take_news()) is not None:
+                    yield news
+            self._finish(running)
+            if (news := tally.take_news()) is not None:
+                yield news
+        yield PROGRESS_SCHEMA.empty_table()
+
+    def _finish(self, running: Future[None]) -> None:
+        try:
+            running.result()
+        except EngineDiedError:
+            self._engine.shutdown()
+            os._exit(_ENGINE_DIED_EXIT_CODE)
+
+    async def _start(self, blueprint: EngineBlueprint) -> TeacherEngine:
+        return build_engine(blueprint)
+
+    async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
+        rows = await self._in_commit_thread(self._load, shard)
+        tasks = {asyncio.create_task(self._run_row(row)) for row in rows}
+        finished: list[Answer | Reject] = []
+        committed_at = time.monotonic()
+        try:
+            while tasks:
+                done, tasks = await asyncio.wait(
+                    tasks, timeout=_COMMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    outcome = task.result()
+                    finished.append(outcome)
+                    _count(outcome, tally)
+                if finished and (not tasks or time.monotonic() - committed_at > _COMMIT_SECONDS):
+                    await self._in_commit_thread(self._commit, shard.partition, finished)
+                    finished, committed_at = [], time.monotonic()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _run_row(self, row: Row) -> Answer | Reject:
+        async with self._slots:
+            try:
+                return await self._order.work.run(self._engine, row)
+            except EngineRowError as error:
+                return reject_of(row, error.code, error.reason)
+
+    def _load(self, shard: Shard) -> list[Row]:
+        rows = shard.read()
+        if not self._is_restarted:
+            return rows
+        # The process before this one may have committed part of the shard.
+        keys = committed_keys(self._order.store, shard.partition, self._order.work.commits)
+        return drop_committed(rows, keys)
+
+    def _commit(self, partition: int, finished: list[Answer | Reject]) -> None:
+        answers = [outcome for outcome in finished if isinstance(outcome, Answer)]
+        rejects = [outcome for outcome in finished if isinstance(outcome, Reject)]
+        if answers:
+            self._order.work.commit(self._writer, partition, answers)
+        if rejects:
+            self._writer.commit_rejects(partition, rejects)
+
+    async def _in_commit_thread(self, function: Any, *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._commits, function, *arguments)
+
+
+def _count(outcome: Answer | Reject, tally: _Tally) -> None:
+    if isinstance(outcome, Answer):
+        tally.done += 1
+        tally.tokens += outcome.num_tokens
+    else:
+        tally.rejected += 1
