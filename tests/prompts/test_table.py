@@ -81,7 +81,8 @@ def test_counts_add_up_and_sides_are_disjoint(
     sides: dict[str, set[str]] = {"train": set(), "eval": set()}
     for prompt in table.prompts:
         sides[prompt.split].add(prompt.messages[-1]["content"])
-        assert limit is None or prompt.num_tokens <= limit
+        own = "\n".join(m["content"] for m in prompt.messages if m["content"] != system)
+        assert limit is None or len(chat.encode(own)) <= limit
     assert not sides["train"] & sides["eval"]
 
 
