@@ -9,7 +9,7 @@ import typer
 
 from raystill.cli.arguments import Debug, Json
 from raystill.cli.environment import quiet_libraries
-from raystill.cli.terminal import RESULTS, make_table, print_json
+from raystill.cli.terminal import make_table, print_json, print_table
 from raystill.errors import ConfigError
 
 BENCHES = {"generation": "raystill.bench.generation", "gap": "raystill.bench.gap"}
@@ -48,7 +48,7 @@ def bench(name: Name, quick: Quick = False, as_json: Json = False, debug: Debug 
         ]
         right = {"ours", "peer", "ratio", "goal"}
         headings = ("case", "metric", "ours", "peer", "peer name", "ratio", "goal", "met")
-        RESULTS.print(make_table(result["bench"], {heading: heading in right for heading in headings}, rows))
+        print_table(make_table(result["bench"], {heading: heading in right for heading in headings}, rows))
 
 
 def _number(value: float | None) -> str:

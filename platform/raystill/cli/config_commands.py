@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
-from raystill.cli.terminal import RESULTS, make_table, print_json
+from raystill.cli.terminal import RESULTS, make_table, print_json, print_table
 
 if TYPE_CHECKING:
     from raystill.config.explain import Explanation
@@ -74,7 +74,7 @@ def explain(
     elif key is None or found[0].leaves:
         leaves = found if key is None else found[0].leaves
         rows = [(leaf.path, show_value(leaf.value), leaf.source) for leaf in leaves]
-        RESULTS.print(make_table("", {"key": False, "value": False, "from": False}, rows))
+        print_table(make_table("", {"key": False, "value": False, "from": False}, rows))
     else:
         _print_explanation(found[0])
 

@@ -14,6 +14,7 @@ from raystill.cli.terminal import (
     human_seconds,
     make_table,
     print_json,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _print_plan(planned: Plan) -> None:
         for stage in planned.stages
     ]
     columns = {"stage": False, "action": False, "work": False, "time": True, "disk": True}
-    RESULTS.print(make_table(f"Plan of {planned.run_dir}", columns, rows))
+    print_table(make_table(f"Plan of {planned.run_dir}", columns, rows))
     RESULTS.print()
     workload = planned.workload
     bound = "at least " if planned.unknown else "about "

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from raystill.cli.terminal import LOG, human_seconds
+from raystill.cli.terminal import LOG, describe_counts, human_seconds
 from raystill.pipeline import Step, StepResult
 
 PROGRESS_EVENT = "progress"
@@ -50,7 +50,7 @@ class TerminalObserver:
     def step_finished(self, result: StepResult) -> None:
         """One line: done or complete already, with the counts."""
         self._clear()
-        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items())
+        counts = describe_counts(result.counts)
         if result.skipped:
             LOG.print(Text.assemble((self._label, "bold"), (": complete already", "green")))
         else:

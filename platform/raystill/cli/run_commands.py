@@ -10,7 +10,7 @@ import typer
 
 from raystill.cli.arguments import ConfigFiles, Debug, DryRun, Fresh, Json, Overrides, load_from_options
 from raystill.cli.environment import quiet_libraries
-from raystill.cli.terminal import LOG, RESULTS, human_seconds, print_json
+from raystill.cli.terminal import LOG, RESULTS, human_seconds, print_json, print_table
 
 if TYPE_CHECKING:
     from raystill.config.loaded import LoadedConfig
@@ -94,7 +94,7 @@ def _print_gap_table(path: Path) -> None:
     from raystill.evaluate.results import load_results
 
     RESULTS.print()
-    RESULTS.print(build_gap_table(load_results(path)))
+    print_table(build_gap_table(load_results(path)))
 
 
 def _print_next(loaded: LoadedConfig) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from raystill.errors import Problem, RaystillError
 
 RESULTS = Console(highlight=False, soft_wrap=True)
+_WIDEST = 200
 LOG = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -53,6 +55,17 @@ def make_table(title: str, columns: Mapping[str, bool], rows: Sequence[Sequence[
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table at its own width, so that nothing is cut off in a pipe or a narrow window."""
+    width = Measurement.get(RESULTS, RESULTS.options.update(max_width=_WIDEST), table).maximum
+    Console(width=max(width, RESULTS.width), highlight=False).print(table, crop=False)
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """`48 rows, 36 train`: what a stage counted, zeros left out."""
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if value)
 
 
 def human_seconds(seconds: float | None) -> str:

@@ -124,8 +124,7 @@ class _Sizing:
     def plan(self, name: StageName, state: StageState) -> PlannedStage:
         action = _ACTIONS[state.status]
         if action == "reuse" and state.manifest is not None:
-            counts = ", ".join(f"{value:,} {key}" for key, value in state.manifest.counts.items())
-            return PlannedStage(name, action, counts, 0.0, 0)
+            return PlannedStage(name, action, self._work(name), 0.0, 0)
         operations, disk = self._needs(name)
         seconds = None if operations is None else STARTUP_SECONDS[name] + operations / self.speed
         return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
