@@ -53,7 +53,7 @@ SECONDS: dict[StageName, float] = {
 
 
 def build_finished_run(
-    root: Path, *, num_train: int = 900, num_eval: int = 300, hostile: str = "", text_only: bool = False
+    root: Path, *, num_train: int = 300, num_eval: int = 150, hostile: str = "", text_only: bool = False
 ) -> tuple[Config, RunPaths]:
     """Build the run below `root`. `hostile` goes into prompts and completions; `text_only` has no answers."""
     config = Config.model_validate(

@@ -30,6 +30,7 @@ from raystill.text.prompt_table import save_prompts
 from raystill.text.tokenizer import chat_template_sha256, load_tokenizer, tokenizer_sha256
 
 NUM_LOGPROBS = 8
+VOCAB_SIZE = 264
 MAX_NEW_TOKENS = 12
 EOS = "<|im_end|>"
 TEMPLATE = (
@@ -64,7 +65,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(seed: int, vocab_size: int) -> Any:
+def build_model(seed: int, vocab_size: int = VOCAB_SIZE) -> Any:
     """A random model whose distributions are neither flat nor one-hot."""
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -136,10 +137,10 @@ def build_config(root: Path, teacher: Path, **sections: Any) -> Config:
 def build_small_run(root: Path, *, num_prompts: int = 24, **sections: Any) -> SmallRun:
     """Build everything below `root`; `sections` replace whole top-level sections of the configuration."""
     teacher_dir = root / "teacher"
-    build_tokenizer().save_pretrained(teacher_dir)
+    teacher = build_model(1)
+    save_model(teacher, build_tokenizer(), teacher_dir)
+    # Loaded back, because transformers chooses the tokenizer's class by the model's type.
     tokenizer = load_tokenizer(str(teacher_dir))
-    teacher = build_model(1, len(tokenizer))
-    save_model(teacher, tokenizer, teacher_dir)
     chat = ChatFormat(tokenizer)
     config = build_config(root / "runs", teacher_dir, **sections)
     paths = RunPaths.from_config(config)
@@ -209,14 +210,14 @@ def _fill_store(paths: RunPaths, identity: StoreIdentity, rows: list[TeacherRow]
 
 def _save_models(paths: RunPaths, teacher: Any, tokenizer: Any) -> None:
     save_model(teacher, tokenizer, paths.model("distill"))
-    noisy = build_model(1, len(tokenizer))
+    noisy = build_model(1)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in noisy.parameters():
             parameter.add_(0.002 * torch.randn(parameter.shape, generator=generator))
     save_model(noisy, tokenizer, paths.model("sft"))
     for stage in ("sft", "distill"):
-        save_model(build_model(2, len(tokenizer)), tokenizer, paths.initial_model(stage))
+        save_model(build_model(2), tokenizer, paths.initial_model(stage))
 
 
 def _complete(paths: RunPaths, stage: StageName, num_rows: int) -> None:

@@ -39,13 +39,11 @@ def required_stages(config: Config) -> tuple[StageName, ...]:
 def run_export(context: StageContext) -> StageResult:
     """Write, verify and publish the model.
 
-    Raises ConfigError if student.save_path holds something else, DataError if vLLM completes a prompt
-    differently, EnvironmentFault if vLLM fails; in each case no model directory is left.
+    Raises DataError if vLLM completes a prompt differently, EnvironmentFault if vLLM fails; in each case no
+    model directory is left.
     """
     config, paths = context.config, context.paths
-    copy_to = Path(config.student.save_path).expanduser() if config.student.save_path else None
-    if copy_to is not None:
-        _refuse_foreign(copy_to)
+    copy_to = _copy_target(config)
     target = paths.model("export")
     with publish_directory(target) as directory:
         verdict = _fill(context, directory)
@@ -157,11 +155,18 @@ def _build_task(context: StageContext, model: Any, tokenizer: Any) -> Verificati
     )
 
 
-def _refuse_foreign(directory: Path) -> None:
+def _copy_target(config: Config) -> Path | None:
+    return Path(config.student.save_path).expanduser() if config.student.save_path else None
+
+
+def validate_copy_target(config: Config, paths: RunPaths) -> None:
+    """Raise ConfigError if student.save_path holds anything but an earlier export."""
     from raystill.export.verdict import VERDICT_NAME
 
-    is_ours = (directory / VERDICT_NAME).is_file()
-    if directory.exists() and not is_ours and (not directory.is_dir() or any(directory.iterdir())):
+    directory = _copy_target(config)
+    if directory is None or not directory.exists() or (directory / VERDICT_NAME).is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
         raise ConfigError(
             "student.save_path holds files that are not an earlier export's; they are left as they are",
             where=str(directory),
@@ -202,4 +207,5 @@ STAGE = Stage(
     ),
     inputs=required_stages,
     body=run_export,
+    preflight=validate_copy_target,
 )

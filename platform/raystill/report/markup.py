@@ -31,7 +31,7 @@ Child = Html | str | None
 
 
 def visible(text: str) -> str:
-    """`text` with acting characters made visible: ESC becomes ␛, others their code point in angle quotes."""
+    """`text` with acting characters made visible: ESC becomes ‹U+001B›."""
     return _ACTING.sub(_show, text)
 
 
@@ -76,5 +76,4 @@ def format_number(value: float) -> str:
 
 
 def _show(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return chr(0x2400 + code) if code < 0x20 else f"\u2039U+{code:04X}\u203a"
+    return f"\u2039U+{ord(match.group()):04X}\u203a"
