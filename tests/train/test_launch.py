@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raystill.errors import DataError, EnvironmentFault
+from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.stage import execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
 from raystill.train.launch import require_resources, run_training, translate_failure
@@ -165,6 +165,23 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
     chained = empty_world.config(train={"distillation": {"init": "auto"}})
     assert DISTILL_STAGE.inputs(chained) == ("generate", "score", "sft")
     assert SFT_STAGE.inputs(chained) == ("generate",)
+
+
+def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:
+    directory = world.root / "other"
+    tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
+    assert DISTILL_STAGE.preflight is not None
+    other = world.config(student={"tokenizer": str(directory)})
+    with pytest.raises(DataError, match="tokenizers differ"):
+        DISTILL_STAGE.preflight(other, world.paths(other))
+    shrunk = world.config(student={"init": "shrink", "base_model_name": "some/base"})
+    with pytest.raises(ConfigError, match="not supported yet"):
+        DISTILL_STAGE.preflight(shrunk, world.paths(shrunk))
+    (world.root / "thesis").write_text("years of work")
+    copied = world.config(train={"distillation": {"output_dir": str(world.root / "thesis")}})
+    with pytest.raises(EnvironmentFault, match="not a model"):
+        DISTILL_STAGE.preflight(copied, world.paths(copied))
+    assert not world.paths(copied).root.exists()
 
 
 def test_progress_says_where_the_run_is() -> None:

@@ -258,3 +258,28 @@ def test_metrics_are_plain_json(world: Any) -> None:
     for line in world.metrics(config):
         assert all(isinstance(value, int | float) and np.isfinite(value) for value in line.values())
         json.dumps(line)
+
+
+def test_bfloat16_autocast_trains_float32_weights(world: Any) -> None:
+    exact, rounded = world.config("exact"), world.config("rounded", train={"distillation": {"bf16": True}})
+    full, half = (world.train(config)["metrics"]["final_eval_loss"] for config in (exact, rounded))
+    assert half != full and half == pytest.approx(full, rel=0.05)
+    from safetensors.torch import load_file
+
+    weights = load_file(world.paths(rounded).model("distill") / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_what_happened_along_the_way_is_noted(world: Any) -> None:
+    """A damaged checkpoint and a template that isn't the teacher's: training goes on, and says so."""
+    directory = world.root / "polite"
+    world.chat.tokenizer.save_pretrained(directory)
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\\n", "helper\\n"))
+    config = world.config(student={"tokenizer": str(directory)})
+    with pytest.raises(StopError):
+        train_worker(world.job(config), WorkerGroup(), StopAfter(2))
+    newest = list_checkpoints(world.paths(config).checkpoints("distill"))[-1]
+    (newest / "state.json").write_text("{")
+    notes = " ".join(world.train(config)["notes"])
+    assert "chat template differs" in notes and f"{newest.name} was passed over" in notes

@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 _POLL_SECONDS = 0.5
+_LONGEST_REASON = 200
 
 
 def run_training(
@@ -140,7 +141,8 @@ def translate_failure(error: Exception, checkpoints: Path) -> RaystillError:
         if isinstance(cause, RaystillError):
             return cause
     first = next(iter(causes), error)
-    text = next(iter(reversed(str(first).strip().splitlines())), "no message")
+    # A wrapped exception's text is its traceback, which ends with the message; Ray's own explains at length.
+    text = next(iter(reversed(str(first).strip().splitlines())), "no message")[:_LONGEST_REASON]
     return EnvironmentFault(
         f"a training worker failed: {type(first).__name__}: {text}",
         where=str(checkpoints),
