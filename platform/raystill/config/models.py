@@ -91,6 +91,9 @@ class StudentSection(Section):
     max_position_embeddings: Count = Field(1024, description="Longest sequence in tokens.")
     vocab_size: Count | None = Field(None, description="Vocabulary; unset: the tokenizer's.")
     rope_theta: Annotated[float, Field(gt=0.0)] = Field(10000.0, description="Base of rotary positions.")
+    initializer_range: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.02, description="Standard deviation of a fresh student's weights; narrow models like more."
+    )
     tie_word_embeddings: bool = Field(
         True, description="Share input and output embeddings of a fresh student."
     )

@@ -189,6 +189,7 @@ def build_fresh(student: StudentSection, chat: ChatFormat, attention: str) -> An
         num_key_value_heads=student.num_key_value_heads or heads,
         max_position_embeddings=student.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": student.rope_theta},
+        initializer_range=student.initializer_range,
         tie_word_embeddings=student.tie_word_embeddings,
         bos_token_id=chat.tokenizer.bos_token_id,
     )

@@ -48,6 +48,7 @@ _STUDENT_KEYS = tuple(
         "max_position_embeddings",
         "vocab_size",
         "rope_theta",
+        "initializer_range",
         "tie_word_embeddings",
         "tokenizer",
     )
