@@ -246,7 +246,7 @@ def _evaluate(
         num_prompts_by_task=count_tasks(prompts),
         rows=rows,
         gap_closed=build_gaps(outputs),
-        settings={"decoding": "greedy", "max_new_tokens": 64},
+        settings={"decoding": "greedy", "max_new_tokens": 64, "teacher": "sampled at temperature 0.3"},
     )
     save_completions(paths.evaluation_completions, prompts, outputs)
     write_json(paths.evaluation_results, results.model_dump(mode="json"))

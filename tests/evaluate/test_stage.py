@@ -148,6 +148,12 @@ def test_inputs_follow_the_configuration() -> None:
     assert required_stages(bare) == ("prepare", "generate", "sft")
 
 
+def test_the_configuration_names_the_models() -> None:
+    config = config_with(sft={"model_name": "Plain"}, distillation={"run_name": "Distilled"})
+    _, sft, distill = list_contestants(config, RunPaths.from_config(config))
+    assert (sft.label, distill.label) == ("Plain", "Distilled")
+
+
 def test_with_an_assistant_the_untrained_row_is_the_student() -> None:
     assistant = {"model": {"name": "org/model"}, "tokenizer": {"padding_side": "right"}}
     config = Config.model_validate({"assistant": assistant, "train": {"sft": {}, "distillation": {}}})

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from raystill.evaluate.results import Estimate, GapClosed, Results, RowResult
 
 NOT_AVAILABLE = "n/a"
+# Narrow enough for 80 characters.
+_COLUMNS = ("params", "right\n%", "95 % CI\n%", "JSON\n%", "tool\n%", "KL\nnats", "top-1\n%", "closed\n%")
 
 
 def build_gap_table(results: Results) -> Table:
     """One line per model: what is right, how close it is to the teacher, the share of the gap closed."""
-    table = Table(title=headline(results), title_justify="left", caption_justify="left", pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for name in ("params", "right", "95 % interval", "tool JSON", "tool picked", "KL", "top-1", "gap closed"):
+    table = Table(
+        title=headline(results),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("model", overflow="fold")
+    for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in results.rows:
         last = row is results.rows[-1]
         table.add_row(*_cells(row, results), style="bold" if last else "")
+    teacher = results.settings.get("teacher")
     table.caption = (
-        f"{results.num_prompts} held-out prompts; KL to the teacher in nats per token; 95 % intervals."
+        f"{results.num_prompts} held-out prompts; students greedy, teacher {teacher}. JSON: valid tool calls; "
+        "tool: the right one; KL to the teacher per token; top-1: same favourite token; closed: share of the gap."
     )
     return table
 
@@ -76,21 +89,25 @@ def _cells(row: RowResult, results: Results) -> list[Text]:
         row.label,
         format_count(row.parameters),
         _rate(row.exact_match),
-        format_interval(row.exact_match),
+        _range(row.exact_match),
         _rate(row.tool_json_valid),
         _rate(row.tool_selected),
         "0" if row.key == "teacher" else (f"{kl.value:.3f}" if kl else NOT_AVAILABLE),
-        "100.0 %" if row.key == "teacher" else _rate(row.top1_agreement),
+        "100.0" if row.key == "teacher" else _rate(row.top1_agreement),
         _closed(gap),
     ]
     return [Text(cell) for cell in cells]
 
 
 def _rate(estimate: Estimate | None) -> str:
-    return NOT_AVAILABLE if estimate is None else format_percent(estimate.value)
+    return NOT_AVAILABLE if estimate is None else format_percent(estimate.value).removesuffix(" %")
+
+
+def _range(estimate: Estimate | None) -> str:
+    return format_interval(estimate).replace(" to ", "–").removesuffix(" %")
 
 
 def _closed(gap: GapClosed | None) -> str:
     if gap is None:
         return ""
-    return NOT_AVAILABLE if gap.estimate is None else format_percent(gap.estimate.value)
+    return _rate(gap.estimate)

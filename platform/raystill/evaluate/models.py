@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from raystill.config.schema import Config
+from raystill.config.section import Section
 from raystill.errors import DataError, EnvironmentFault
 from raystill.evaluate.results import RowKey
 from raystill.run.paths import RunPaths, StageName
@@ -65,7 +66,8 @@ def list_contestants(config: Config, paths: RunPaths) -> list[Contestant]:
     if "sft" in stages:
         found.append(_sft_contestant(config, paths.model("sft"), longest))
     if "distill" in stages:
-        found.append(Contestant("distill", "Student after KD", paths.model("distill"), longest))
+        label = _label(config.train.distillation, "run_name", "Student after KD")
+        found.append(Contestant("distill", label, paths.model("distill"), longest))
     return found
 
 
@@ -141,15 +143,22 @@ def count_stored_parameters(directory: Path) -> int | None:
 def _sft_contestant(config: Config, directory: Path, longest: int) -> Contestant:
     assistant = config.assistant
     if assistant is None:
-        return Contestant("sft", "Student after SFT", directory, longest)
+        label = _label(config.train.sft, "model_name", "Student after SFT")
+        return Contestant("sft", label, directory, longest)
     return Contestant(
         "sft",
-        "Assistant after SFT",
+        _label(config.train.sft, "model_name", "Assistant after SFT"),
         directory,
         config.evaluation.max_new_tokens or assistant.inference.max_new_tokens,
         assistant.tokenizer.padding_side,
         assistant.tokenizer.skip_special_tokens,
     )
+
+
+def _label(section: Section | None, key: str, fallback: str) -> str:
+    """The name that the configuration gives to a model, where it gives one."""
+    is_given = section is not None and key in section.model_fields_set
+    return str(getattr(section, key)) if is_given else fallback
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
