@@ -32,8 +32,9 @@ def build_gap_table(results: Results) -> Table:
         table.add_row(*_cells(row, results), style="bold" if last else "")
     teacher = results.settings.get("teacher")
     table.caption = (
-        f"{results.num_prompts} held-out prompts; students greedy, teacher {teacher}. JSON: valid tool calls; "
-        "tool: the right one; KL to the teacher per token; top-1: same favourite token; closed: share of the gap."
+        f"{results.num_prompts} held-out prompts; students greedy, teacher {teacher}. JSON: valid tool "
+        "calls; tool: the right one; KL to the teacher per token; top-1: same favourite token; closed: share "
+        "of the gap."
     )
     return table
 

@@ -42,8 +42,8 @@ def render_gap(facts: ReportFacts) -> Html | None:
         return None
     lead = (
         f"{results.num_prompts:,} held-out prompts that no training stage saw. Students' completions are "
-        f"greedy, at most {results.settings.get('max_new_tokens')} tokens; the teacher's are the stored ones, "
-        f"{results.settings.get('teacher')}. Whiskers and ranges are 95 % confidence intervals."
+        f"greedy, at most {results.settings.get('max_new_tokens')} tokens; the teacher's are the stored "
+        f"ones, {results.settings.get('teacher')}. Whiskers and ranges are 95 % confidence intervals."
     )
     missing = results.num_prompts_without_teacher_output
     notes = tag(
