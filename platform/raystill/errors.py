@@ -43,9 +43,7 @@ class RaystillError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, what: str, where: str = "", fix: str = "", problems: tuple[Problem, ...] = ()
-    ) -> None:
+    def __init__(self, what: str, where: str = "", fix: str = "", problems: tuple[Problem, ...] = ()) -> None:
         super().__init__(what, where, fix, problems)
         self.problems: tuple[Problem, ...] = problems or (Problem(what, where, fix),)
         self.what = what
