@@ -53,8 +53,8 @@ def load_stage_state(stage: Stage, config: Config, paths: RunPaths) -> StageStat
 def validate_run_root(config: Config, paths: RunPaths) -> None:
     """Raise before anything is written if `run.dir`/`run.name` can't become or isn't a run directory.
 
-    ConfigError: it lies inside a prompt source. EnvironmentFault: it is a file, its name is too long, it is not
-    writable, or it holds files that no run wrote; those are never touched.
+    ConfigError: it lies inside a prompt source. EnvironmentFault: it is a file, its name is too long, it is
+    not writable, or it holds files that no run wrote; those are never touched.
     """
     try:
         _validate_place(config, paths)
