@@ -1,7 +1,7 @@
 """Starting and joining Ray, with the rules that hold for every run.
 
-A local Ray has no dashboard, token authentication, no usage reports, and a short directory of its own that goes
-away with it. A cluster is joined, never started or stopped here.
+A local Ray has no dashboard, token authentication, no usage reports, and a short directory of its own that
+goes away with it. A cluster is joined, never started or stopped here.
 """
 
 from __future__ import annotations
@@ -75,10 +75,14 @@ def ray_session(config: Config) -> Iterator[None]:
 def _export_environment(*, is_local: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Ray reads its mode once, when it is imported; later it would ask for a token that it never makes. Where it
-    # is imported already, and for a cluster (whose mode counts), Ray's own default decides: a local Ray of this
-    # version makes a token and uses it.
-    if is_local and "ray" not in sys.modules:
+    if not is_local:
+        return
+    # Ray's core prints an error for every actor that may restart; what workers print is kept elsewhere.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray reads its mode once, when it is imported; later it would ask for a token that it never makes. Where
+    # it is imported already, and for a cluster (whose mode counts), Ray's own default decides: a local Ray of
+    # this version makes a token and uses it.
+    if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -86,8 +90,10 @@ def _join(address: str) -> None:
     import ray
 
     where = f"cluster.address {address}"
-    fix = "check that the cluster runs and that this machine reaches it; unset cluster.address and RAY_ADDRESS to "
-    fix += "use a local Ray"
+    fix = (
+        "check that the cluster runs and that this machine reaches it; unset cluster.address and RAY_ADDRESS "
+    )
+    fix += "to use a local Ray"
     _probe(address, where, fix)
     outcome: Future[None] = Future()
     # Ray waits for minutes on a port that accepts and then says nothing; a thread can be left behind.
@@ -111,7 +117,7 @@ def _init_into(address: str, outcome: Future[None]) -> None:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except BaseException as error:  # whatever it is, the waiting thread raises it
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the waiting thread raises it
         outcome.set_exception(error)
     else:
         outcome.set_result(None)
@@ -141,22 +147,38 @@ def _start_local(config: Config, temp_dir: Path) -> None:
 
     cores = psutil.cpu_count() or 1
     try:
-        ray.init(
-            address="local",
-            # Logical CPUs only order the work; fewer than this deadlock small pipelines on small machines.
-            num_cpus=config.cluster.num_cpus or max(cores, _SMALLEST_NUM_CPUS),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=_store_bytes(),
-            _temp_dir=str(temp_dir),
-        )
+        with _notices_in(temp_dir / "notices"):
+            ray.init(
+                address="local",
+                # Logical CPUs only order the work; fewer would deadlock small pipelines on small machines.
+                num_cpus=config.cluster.num_cpus or max(cores, _SMALLEST_NUM_CPUS),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=_store_bytes(),
+                _temp_dir=str(temp_dir),
+            )
     except (OSError, RuntimeError, TimeoutError, ValueError) as error:
         raise EnvironmentFault(
             f"Ray could not start on this machine: {str(error).strip().splitlines()[0]}",
             where=str(temp_dir),
             fix="free memory and disk under the temporary directory, then run again",
         ) from error
+
+
+@contextmanager
+def _notices_in(path: Path) -> Iterator[None]:
+    """Send what Ray's core and Python parts say while they start, which no user can act on, to a file."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with path.open("wb") as stream:
+        os.dup2(stream.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _keep_worker_logs(temp_dir: Path, target: Path) -> None:

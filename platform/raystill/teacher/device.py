@@ -16,7 +16,7 @@ _CPU_BFLOAT16_FROM_BYTES = 4 * 2**30
 
 
 def resolve_device(config: Config) -> DeviceType:
-    """The device of teacher engines: what `device.type` says, or CUDA where this machine or the cluster has it.
+    """The device of teacher engines: what `device.type` says, or CUDA where this machine or cluster has it.
 
     Raises EnvironmentFault when CUDA is asked for and there is none.
     """
@@ -62,4 +62,4 @@ def _has_cuda() -> bool:
 
     if torch.cuda.is_available():
         return True
-    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0.0) > 0
+    return bool(ray.is_initialized()) and ray.cluster_resources().get("GPU", 0.0) > 0

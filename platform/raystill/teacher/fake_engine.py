@@ -1,4 +1,4 @@
-"""The fake engine: deterministic, instant, shipped. For rehearsals of a pipeline and for tests that need speed.
+"""The fake engine: deterministic, instant, shipped. For rehearsals of a pipeline and fast tests.
 
 Its distribution at position t is the same for every context of equal prompt: the token of rank r has
 probability 2^-(r+1), ranks turned by a hash of the prompt and t. So scores agree with what it generated.
@@ -25,7 +25,7 @@ _LOG_2 = math.log(2.0)
 
 
 class FakeEngine:
-    """`TeacherEngine` without a model. V is `vocab_size`; rows end with the first stop token or at their limit."""
+    """`TeacherEngine` without a model. V is `vocab_size`; rows end with a stop token or at their limit."""
 
     def __init__(self, vocab_size: int, context_length: int, stop_token_ids: tuple[int, ...]) -> None:
         self._vocab_size = vocab_size

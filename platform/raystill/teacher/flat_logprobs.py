@@ -13,7 +13,6 @@ import numpy as np
 
 from raystill.store.records import Float32Array, TopKSignal
 
-
 # Masked tokens have -inf; float16 ends at -65504.
 MIN_LOGPROB = -6.0e4
 
@@ -51,7 +50,8 @@ def compute_tail_logprob(topk_logprobs_TK: Float32Array) -> Float32Array:
     left_T = 1.0 - mass_T
     left_T[left_T < 1e-7] = 0.0
     with np.errstate(divide="ignore"):
-        return np.log(left_T).astype(np.float32)
+        tail_T: Float32Array = np.log(left_T).astype(np.float32)
+    return tail_T
 
 
 def _signal(flat: FlatLogprobs, first: int, num_tokens: int, num_logprobs: int) -> TopKSignal:

@@ -12,7 +12,9 @@ from raystill.run.stage import Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
     from raystill.store.store import TeacherStore
+    from raystill.teacher.build_engine import EngineBlueprint
     from raystill.teacher.identify import KnownTeacher
+    from raystill.teacher.row_work import WorkOrder
 
 _CONFIG_KEYS = (
     "run.seed",
@@ -45,9 +47,11 @@ def run_generate(context: StageContext) -> StageResult:
     Resumes from whatever is committed. Raises DataError where done + rejected is not what was asked for,
     and what the teacher's preflight, its engine and the store raise.
     """
+    from raystill.run.publish import sha256_file
     from raystill.store.content import content_digest
     from raystill.store.export import export_jsonl
     from raystill.store.repair import sweep_dead_writers
+    from raystill.store.requests import save_requests
     from raystill.teacher.identify import identify_teacher
     from raystill.teacher.plan_requests import plan_requests, settle_accounts
     from raystill.teacher.run_shards import run_shards
@@ -72,8 +76,9 @@ def run_generate(context: StageContext) -> StageResult:
             where=str(store.path),
             fix="run the stage again: only the missing ones are generated",
         )
+    save_requests(context.paths.requests, plan.requests)
     exported = Path(config.teacher.base.output_path or context.paths.teacher_jsonl).expanduser()
-    export_jsonl(store, exported)
+    export_jsonl(store, exported, keys={request.key for request in plan.requests})
     return StageResult(
         counts={
             "requests": plan.num_requests,
@@ -88,8 +93,8 @@ def run_generate(context: StageContext) -> StageResult:
             "dtype": teacher.facts.dtype,
             "rejects": accounts.reject_codes,
         },
-        files=[exported] if exported.is_relative_to(context.output) else [],
-        content=content_digest(store),
+        files=[context.paths.requests, *([exported] if exported.is_relative_to(context.output) else [])],
+        content={"store": content_digest(store), "requests": sha256_file(context.paths.requests)},
     )
 
 
@@ -132,7 +137,7 @@ def _marker(context: StageContext) -> Path:
     return context.output / "new_store.json"
 
 
-def _orders(teacher: KnownTeacher, store: TeacherStore):  # type: ignore[no-untyped-def]
+def _orders(teacher: KnownTeacher, store: TeacherStore) -> tuple[EngineBlueprint, WorkOrder]:
     from raystill.teacher.identify import captures_signals, sampling_of
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.row_work import GenerateWork, WorkOrder
@@ -141,12 +146,13 @@ def _orders(teacher: KnownTeacher, store: TeacherStore):  # type: ignore[no-unty
     tokenizer = require_open_teacher(config).tokenizer
     num_logprobs = config.teacher.signals.num_logprobs if captures_signals(config) else 0
     work = GenerateWork(
-        chat=teacher.chat,
+        tokenizer_directory=str(teacher.facts.files.directory),
         teacher_id=store.identity.teacher_id,
         sampling_by_split={split: sampling_of(config, split) for split in ("train", "eval")},
         num_logprobs=num_logprobs,
         skip_special_tokens=tokenizer.skip_special_tokens,
         clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
+        trust_remote_code=require_open_teacher(config).model.trust_remote_code,
     )
     return teacher.blueprint(num_logprobs=num_logprobs, scoring=False), WorkOrder(store, work)
 

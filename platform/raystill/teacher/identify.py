@@ -58,7 +58,7 @@ def identify_teacher(config: Config) -> KnownTeacher:
     )
     stops = (*chat.eos_token_ids, *_extra_stop_ids(chat, teacher.tokenizer.additional_special_tokens))
     identity = StoreIdentity(
-        teacher=files.directory.resolve().name if files.is_local else teacher.model.name,
+        teacher=files.directory.name if files.is_local else teacher.model.name,
         revision=files.revision,
         weights_sha256=files.weights_sha256() if files.is_local else "",
         engine=facts.engine,
@@ -73,7 +73,7 @@ def identify_teacher(config: Config) -> KnownTeacher:
 
 
 def sampling_of(config: Config, split: str) -> Sampling:
-    """How a split's completions are drawn. Held-out prompts get the teacher's best guess: greedy, reproducible."""
+    """How a split's completions are drawn. Held-out prompts get the teacher's best guess: greedy."""
     pipeline = require_open_teacher(config).pipeline
     if split == EVAL_SPLIT or not pipeline.do_sample or pipeline.temperature == 0.0:
         return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=pipeline.max_new_tokens)

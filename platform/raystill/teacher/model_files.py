@@ -50,7 +50,8 @@ def locate_model(model: OpenModel) -> ModelFiles:
     """
     directory = Path(model.name).expanduser()
     if directory.is_dir():
-        return check_model_files(directory, model, is_local=True)
+        # Absolute: workers run in other directories.
+        return check_model_files(directory.resolve(), model, is_local=True)
     if _looks_like_path(model.name):
         raise ConfigError(
             f"there is no model directory {model.name}",
@@ -120,12 +121,14 @@ def _find_weights(directory: Path) -> tuple[Path, ...]:
         pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in _PICKLE_SUFFIXES]
         if pickles:
             raise DataError(
-                f"the model has only pickle weights ({', '.join(pickles[:3])}); loading those can run any code",
+                f"the model has only pickle weights ({', '.join(pickles[:3])}); loading them can run code",
                 where=str(directory),
                 fix="convert them on a machine you can throw away: load the model there and call "
                 "save_pretrained(path), or use a repository with .safetensors files",
             )
         raise DataError("the model has no weights (*.safetensors)", where=str(directory), fix="copy it again")
+    for path in weights:
+        _check_header(path)
     index = directory / _INDEX_NAME
     if index.exists():
         listed = set(_read_json(index).get("weight_map", {}).values())
@@ -137,6 +140,23 @@ def _find_weights(directory: Path) -> tuple[Path, ...]:
                 fix="download or copy the model again",
             )
     return weights
+
+
+def _check_header(path: Path) -> None:
+    """A safetensors file begins with the length of its JSON header (8 bytes, little endian), then that."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if 0 < length < path.stat().st_size:
+            try:
+                json.loads(stream.read(length))
+                return
+            except ValueError:
+                pass
+    raise DataError(
+        f"{path.name} is not a whole safetensors file",
+        where=str(path),
+        fix="download or copy the model again; a file of a few hundred bytes is a Git LFS pointer",
+    )
 
 
 def _download(model: OpenModel) -> Path:
@@ -173,14 +193,14 @@ def _download(model: OpenModel) -> Path:
         raise RemoteError(
             "the hub has no such model (or it is private)",
             where=where,
-            fix="check the spelling (owner/name); for a private one run `hf auth login`; for a local directory "
-            "check that the path exists",
+            fix="check the spelling (owner/name); for a private one run `hf auth login`; for a local "
+            "directory check that the path exists",
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
         raise RemoteError(
             f"the model is not on this machine and the hub can't be reached ({type(error).__name__})",
             where=where,
-            fix="connect to the network or unset HF_HUB_OFFLINE, or copy the model here and give its directory",
+            fix="connect to the network or unset HF_HUB_OFFLINE, or give the directory of a copy",
         ) from error
     except OSError as error:
         raise EnvironmentFault(

@@ -1,8 +1,8 @@
 """Engine processes end with the process that started them, however that one ends.
 
-vLLM's children outlive a parent that is killed, and keep its memory and its GPU. A guard process waits for the
-end of a pipe that only the parent holds open, then kills what is left. Run as `python -m` with `pid:start-time`
-arguments; the start time keeps a reused pid safe.
+vLLM's children outlive a parent that is killed, and keep its memory and its GPU. A guard process waits for
+the end of a pipe that only the parent holds open, then kills what is left. Run as `python -m` with
+`pid:start-time` arguments; the start time keeps a reused pid safe.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.store.commit import load_commits
 from raystill.store.identity import partition_of, request_key
-from raystill.store.reader import committed_keys, keys_to_score
+from raystill.store.reader import committed_keys, iter_tables, keys_to_score
+from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
 from raystill.teacher.identify import KnownTeacher, sampling_of
@@ -25,8 +27,9 @@ TRUNCATED_FLAG = "truncated_prompt"
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The requests of a run: their keys by partition, the shards that are to be done, and what is reused."""
+    """The requests of a run, their keys by partition, the shards that are to be done, and what is reused."""
 
+    requests: tuple[Request, ...]
     keys_by_partition: dict[int, frozenset[str]]
     shards: tuple[Shard, ...]
     reused: int
@@ -34,7 +37,7 @@ class RequestPlan:
     @property
     def num_requests(self) -> int:
         """Distinct requests."""
-        return sum(map(len, self.keys_by_partition.values()))
+        return len(self.requests)
 
 
 def plan_requests(
@@ -49,34 +52,34 @@ def plan_requests(
         for prompt in batch:
             row = _request_row(teacher, prompt)
             writer.add(partition_of(row["key"], store.num_partitions), row)
+    requests: list[Request] = []
     keys: dict[int, frozenset[str]] = {}
     pending = {}
     for partition, table in writer.iter_partitions():
+        requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
         keys[partition] = frozenset(table.column("key").to_pylist())
         pending[partition] = without_keys(table, committed_keys(store, partition))
     config = teacher.config.teacher
     num_pending = sum(table.num_rows for table in pending.values())
     size = shard_rows(config.store.rows_per_part, num_pending, config.vllm.num_engines)
     shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
-    return RequestPlan(keys, tuple(shards), sum(map(len, keys.values())) - num_pending)
+    return RequestPlan(tuple(requests), keys, tuple(shards), len(requests) - num_pending)
 
 
-def plan_scores(config: Config, store: TeacherStore, num_logprobs: int, scratch: Path) -> tuple[Shard, ...]:
-    """Cut the stored rows whose signals have fewer than `num_logprobs` entries into shards under `scratch`."""
-    from raystill.store.reader import iter_tables
-
+def plan_scores(config: Config, store: TeacherStore, keys: Set[str], scratch: Path) -> tuple[Shard, ...]:
+    """Cut the rows of `keys` whose signals are narrower than is configured into shards under `scratch`."""
+    num_logprobs = config.teacher.signals.num_logprobs
     writer = ShardWriter(scratch, "score")
     columns = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids")
     num_rows = 0
     for partition in range(store.num_partitions):
-        wanted = keys_to_score(store, partition, num_logprobs)
+        wanted = keys_to_score(store, partition, num_logprobs) & keys
         if not wanted:
             continue
-        for table in iter_tables(store, columns=columns, partitions=(partition,)):
+        for table in iter_tables(store, columns=columns, keys=wanted, partitions=(partition,)):
             for row in table.to_pylist():
-                if row["key"] in wanted and row["completion_token_ids"]:
-                    writer.add(partition, row)
-                    num_rows += 1
+                writer.add(partition, row)
+            num_rows += table.num_rows
     size = shard_rows(config.teacher.store.rows_per_part, num_rows, config.teacher.vllm.num_engines)
     return tuple(
         shard for partition, table in writer.iter_partitions() for shard in writer.cut(partition, table, size)
@@ -94,9 +97,7 @@ class Accounts:
 
 
 def settle_accounts(plan: RequestPlan, store: TeacherStore) -> Accounts:
-    """Count the requests that are stored and those that were rejected; a later success counts, not the reject."""
-    from raystill.store.reader import iter_tables
-
+    """Count the requests that are stored and those that were rejected; a later success counts as stored."""
     done = tokens = 0
     codes: dict[str, str] = {}
     for partition, keys in plan.keys_by_partition.items():
@@ -112,16 +113,13 @@ def settle_accounts(plan: RequestPlan, store: TeacherStore) -> Accounts:
 
 
 def _stored_tokens(store: TeacherStore, partition: int, keys: set[str]) -> int:
-    """Completion tokens of `keys`: from the commit records, or from the rows where a part holds others too."""
-    from raystill.store.reader import iter_tables
-
+    """Completion tokens of `keys`: from the commit records, or from the rows where the store holds others."""
     commits = load_commits(store, partition, "rows")
     if sum(commit.num_rows for commit in commits) == len(keys):
         return sum(commit.num_tokens for commit in commits)
     total = 0
-    for table in iter_tables(store, columns=("key", "num_completion_tokens"), partitions=(partition,)):
-        rows = table.to_pylist()
-        total += sum(row["num_completion_tokens"] for row in rows if row["key"] in keys)
+    for table in iter_tables(store, columns=("num_completion_tokens",), keys=keys, partitions=(partition,)):
+        total += sum(table.column("num_completion_tokens").to_pylist())
     return total
 
 

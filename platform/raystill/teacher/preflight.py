@@ -36,7 +36,7 @@ def preflight(config: Config, engine: str) -> EngineFacts:
     wanted = config.teacher.vllm.max_model_len
     if wanted is not None and wanted > files.context_length:
         raise ConfigError(
-            f"teacher.vllm.max_model_len is {wanted}, but the model's context has {files.context_length} tokens",
+            f"teacher.vllm.max_model_len is {wanted}, but the model's context is {files.context_length}",
             where="teacher.vllm.max_model_len",
             fix=f"set it to at most {files.context_length}, or leave it out",
         )

@@ -1,9 +1,10 @@
-"""What a worker does with a row: complete its prompt, or score its completion. And how results are committed."""
+"""What a worker does with a row (complete its prompt, or score its completion), and how it commits."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from raystill.teacher.engine import (
     TeacherEngine,
 )
 from raystill.text.chat import ChatFormat
+from raystill.text.tokenizer import load_tokenizer
 
 _IDS = pa.list_(pa.int32())
 WORK_SCHEMAS: dict[str, pa.Schema] = {
@@ -66,6 +68,10 @@ class RowWork(Protocol):
         """The kind of part that the work commits; its keys are what need not be done again."""
         ...
 
+    def prepare(self) -> None:
+        """Load what commits will need, before the first row."""
+        ...
+
     async def run(self, engine: TeacherEngine, row: Row) -> Answer:
         """Do one row. Raises EngineRowError for a row that can't be done."""
         ...
@@ -77,19 +83,31 @@ class RowWork(Protocol):
 
 @dataclass(frozen=True)
 class GenerateWork:
-    """Completes prompts. `sampling_by_split`: held-out prompts are drawn greedily, see `sampling_of`."""
+    """Completes prompts. `sampling_by_split`: held-out prompts are drawn greedily, see `sampling_of`.
 
-    chat: ChatFormat
+    Holds the tokenizer's place rather than the tokenizer: workers load it themselves.
+    """
+
+    tokenizer_directory: str
     teacher_id: str
     sampling_by_split: dict[str, Sampling]
     num_logprobs: int
     skip_special_tokens: bool
     clean_up_tokenization_spaces: bool
+    trust_remote_code: bool
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(load_tokenizer(self.tokenizer_directory, trust_remote_code=self.trust_remote_code))
 
     @property
     def commits(self) -> Kind:
         """Rows."""
         return "rows"
+
+    def prepare(self) -> None:
+        """Load the tokenizer."""
+        self._chat.decode([], skip_special_tokens=True)
 
     async def run(self, engine: TeacherEngine, row: Row) -> Answer:
         """Complete one prompt."""
@@ -117,7 +135,7 @@ class GenerateWork:
             source=row["source"],
             messages=row["messages"],
             prompt_token_ids=_ids(row["prompt_token_ids"]),
-            completion=self.chat.decode(
+            completion=self._chat.decode(
                 generation.completion_token_ids.tolist(),
                 skip_special_tokens=self.skip_special_tokens,
                 clean_up=self.clean_up_tokenization_spaces,
@@ -142,6 +160,9 @@ class ScoreWork:
     def commits(self) -> Kind:
         """Scores."""
         return "scores"
+
+    def prepare(self) -> None:
+        """Nothing: signals are committed as they are."""
 
     async def run(self, engine: TeacherEngine, row: Row) -> Answer:
         """Score one completion."""

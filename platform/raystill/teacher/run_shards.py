@@ -1,4 +1,4 @@
-"""The driver's side: shards through a Ray Data actor pool, progress as it comes, errors as they were raised."""
+"""The driver's side: shards through a Ray Data actor pool, progress as it comes, errors as raised."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Completion tokens per second since the first row came back."""
+        """Completion tokens per second since the first engine was up."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -64,12 +64,11 @@ def run_shards(
         next_event = 0.0
         for records in _iter_records(shards, blueprint, order):
             now = time.monotonic()
-            if started is None and records.num_rows:
-                # The first record covers up to a second of work.
-                started = now - 1.0
+            # The first record says only that an engine is up.
+            started = started or now
             progress.add(records)
-            progress.seconds = now - started if started is not None else 0.0
-            if records.num_rows and now >= next_event:
+            progress.seconds = now - started
+            if now >= next_event:
                 _emit(events, progress)
                 next_event = now + _EVENT_SECONDS
     _emit(events, progress)
@@ -86,10 +85,14 @@ def _iter_records(
     # max_restarts and max_task_retries have no named parameter in this Ray.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
-    concurrent = math.ceil(expected_rows_in_flight(blueprint) / max(shard.num_rows for shard in shards)) + _SPARE_SHARDS
+    concurrent = (
+        math.ceil(expected_rows_in_flight(blueprint) / max(shard.num_rows for shard in shards))
+        + _SPARE_SHARDS
+    )
     engines = _num_engines(blueprint, shards)
     on_gpu = blueprint.facts.device == "cuda"
     dataset = ray.data.from_items(shards_to_table(shards), override_num_blocks=len(shards))
+    warnings.filterwarnings("ignore", message=r"`ray_remote_args", category=DeprecationWarning)
     results = dataset.map_batches(
         ShardWorker,
         batch_size=None,
@@ -104,8 +107,8 @@ def _iter_records(
         fn_constructor_kwargs={"blueprint": blueprint, "order": order},
         num_cpus=0 if on_gpu else 1,
         num_gpus=blueprint.config.teacher.vllm.tensor_parallel_size if on_gpu else 0,
-        max_restarts=_RESTARTS,
-        max_task_retries=_RESTARTS,
+        # Ray restarts a dead actor; a shard that has seen so many of its actors die fails the run.
+        ray_remote_args_fn=lambda: {"max_task_retries": _RESTARTS},
     )
     yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
@@ -174,8 +177,8 @@ def _original_errors(blueprint: EngineBlueprint) -> Iterator[None]:
             raise EnvironmentFault(
                 f"the teacher's engine died {_RESTARTS + 1} times; what it had committed is kept",
                 where=f"engine {blueprint.facts.engine}",
-                fix="look for out-of-memory kills and at the worker's log in the Ray session directory; lower "
-                "teacher.vllm.max_num_seqs or kv_cache_gib, then run again: only missing rows are made",
+                fix="look for out-of-memory kills, and into logs/ray of the run (what the workers printed); "
+                "lower teacher.vllm.max_num_seqs or kv_cache_gib, then run again: only missing rows are made",
             ) from error
         raise
 

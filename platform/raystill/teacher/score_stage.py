@@ -18,12 +18,13 @@ _CONFIG_KEYS = (
 
 
 def run_score(context: StageContext) -> StageResult:
-    """Score every stored row whose signal has fewer than `teacher.signals.num_logprobs` entries.
+    """Score every row of the run whose signal has fewer than `teacher.signals.num_logprobs` entries.
 
     Complete without starting an engine where there is none. Resumes from whatever is committed.
     """
     from raystill.store.content import content_digest
     from raystill.store.repair import sweep_dead_writers
+    from raystill.store.requests import load_request_keys
     from raystill.store.store import load_store
     from raystill.teacher.identify import identify_teacher
     from raystill.teacher.plan_requests import plan_scores
@@ -36,7 +37,8 @@ def run_score(context: StageContext) -> StageResult:
     store = load_store(context.paths.store.resolve())
     sweep_dead_writers(store)
     with scratch_directory(context.output) as scratch:
-        shards = plan_scores(config, store, num_logprobs, scratch) if num_logprobs else ()
+        keys = load_request_keys(context.paths.requests)
+        shards = plan_scores(config, store, keys, scratch) if num_logprobs else ()
         rows = sum(shard.num_rows for shard in shards)
         context.events.emit("scores_planned", rows=rows, shards=len(shards))
         tokens = rejected = 0

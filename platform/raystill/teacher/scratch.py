@@ -1,4 +1,4 @@
-"""A stage's scratch directory: beside its output, hidden, gone afterwards; a crash's is swept at the next start."""
+"""A stage's scratch directory: hidden in its output, gone afterwards; a crash's is swept at next start."""
 
 from __future__ import annotations
 

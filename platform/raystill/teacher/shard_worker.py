@@ -24,7 +24,6 @@ from raystill.store.reader import committed_keys
 from raystill.store.records import Reject
 from raystill.store.writer import PartWriter
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
-from raystill.teacher.engine import TeacherEngine
 from raystill.teacher.errors import EngineDiedError, EngineRowError
 from raystill.teacher.row_work import Answer, Row, WorkOrder, drop_committed, reject_of
 from raystill.teacher.shards import Shard, shards_from_table
@@ -59,24 +58,31 @@ class ShardWorker:
     """A Ray Data UDF: blocks of shard descriptors in, progress records out, parts on the disk."""
 
     def __init__(self, blueprint: EngineBlueprint, order: WorkOrder) -> None:
-        """Start the engine. Raises what `build_engine` raises."""
+        """Start an event loop; the engine starts with the first shard."""
+        self._blueprint = blueprint
         self._order = order
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="teacher-loop", daemon=True).start()
         # One thread: parts are written one after the other, by the thread that holds the writer's lock.
         self._commits = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-commit")
-        self._engine = asyncio.run_coroutine_threadsafe(self._start(blueprint), self._loop).result()
-        atexit.register(self._engine.shutdown)
-        self._slots = asyncio.Semaphore(self._engine.rows_in_flight)
         self._writer = self._commits.submit(PartWriter, order.store).result()
         self._is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        # Not started here: what an actor's constructor raises reaches the driver as text only.
+        self._starting: Future[None] | None = None
+        self._start_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Do the shards of a block; yields what is new about once a second.
 
-        Raises what a commit raises. Where the engine has died, so does this process: Ray starts both again.
+        Raises what `build_engine` and a commit raise. Where the engine has died, so does this process: Ray
+        starts both again.
         """
+        with self._start_lock:
+            if self._starting is None:
+                self._starting = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
+        self._starting.result()
         for shard in shards_from_table(block):
+            yield pa.table([[0], [0], [0]], schema=PROGRESS_SCHEMA)
             tally = _Tally()
             running = asyncio.run_coroutine_threadsafe(self._run_shard(shard, tally), self._loop)
             while not wait([running], timeout=_REPORT_SECONDS).done:
@@ -85,7 +91,6 @@ class ShardWorker:
             self._finish(running)
             if (news := tally.take_news()) is not None:
                 yield news
-        yield PROGRESS_SCHEMA.empty_table()
 
     def _finish(self, running: Future[None]) -> None:
         try:
@@ -94,8 +99,11 @@ class ShardWorker:
             self._engine.shutdown()
             os._exit(_ENGINE_DIED_EXIT_CODE)
 
-    async def _start(self, blueprint: EngineBlueprint) -> TeacherEngine:
-        return build_engine(blueprint)
+    async def _start(self) -> None:
+        self._engine = build_engine(self._blueprint)
+        atexit.register(self._engine.shutdown)
+        self._slots = asyncio.Semaphore(self._engine.rows_in_flight)
+        self._order.work.prepare()
 
     async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
         rows = await self._in_commit_thread(self._load, shard)

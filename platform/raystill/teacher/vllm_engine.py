@@ -76,7 +76,9 @@ def vllm_settings(
             # vLLM 0.32 on a CPU dies of a prompt that is cut into chunks while its row has a seed ("CPU
             # Generator does not use offset"): a step takes whole prompts.
             arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(batched_tokens or _CPU_STEP_TOKENS, facts.context_length)
+            arguments["max_num_batched_tokens"] = max(
+                batched_tokens or _CPU_STEP_TOKENS, facts.context_length
+            )
     # One core is left to the frontend and its workers: threads that wait for a stolen core spin.
     threads = max(1, (_usable_cores() - 1) // vllm.num_engines) if facts.device == "cpu" else None
     in_flight = rows_in_flight(config, facts, scoring=scoring)
@@ -119,7 +121,7 @@ class VllmEngine:
             raise EnvironmentFault(
                 f"vLLM could not start the teacher: {_first_line(error)}",
                 where=str(settings.arguments["model"]),
-                fix="the worker's log in the Ray session directory has the cause; out of memory: lower "
+                fix="logs/ray of the run has the cause; where memory is short, lower "
                 "teacher.vllm.max_model_len, kv_cache_gib or gpu_memory_utilization",
             ) from error
         self._processes: GuardedProcesses | None = guard_children(list_children() - before)
