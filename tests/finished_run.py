@@ -33,6 +33,7 @@ from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import write_json
 from raystill.store.identity import StoreIdentity, partition_of, request_key
 from raystill.store.records import Reject, TeacherRow, TopKSignal
+from raystill.store.requests import Request, save_requests
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.prompt_row import Prompt
@@ -118,6 +119,7 @@ def _fill_store(paths: RunPaths, prompts: Sequence[Prompt], random_: random.Rand
     store = open_store(paths.store, identity, 4)
     generator = np.random.default_rng(5)
     rows = [_build_row(identity, prompt, generator, hostile) for prompt in prompts]
+    save_requests(paths.requests, [Request(row.key, row.prompt_id, row.split) for row in rows])
     _commit(
         store,
         rows,
@@ -246,7 +248,7 @@ def _evaluate(
         num_prompts_by_task=count_tasks(prompts),
         rows=rows,
         gap_closed=build_gaps(outputs),
-        settings={"decoding": "greedy", "max_new_tokens": 64, "teacher": "sampled at temperature 0.3"},
+        settings={"decoding": "greedy", "max_new_tokens": 64, "teacher": "greedy"},
     )
     save_completions(paths.evaluation_completions, prompts, outputs)
     write_json(paths.evaluation_results, results.model_dump(mode="json"))

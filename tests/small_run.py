@@ -22,6 +22,7 @@ from raystill.run.manifest import Manifest, fingerprint_of, save_manifest
 from raystill.run.paths import RunPaths, StageName
 from raystill.store.identity import StoreIdentity, partition_of, request_key
 from raystill.store.records import TeacherRow, TopKSignal
+from raystill.store.requests import Request, save_requests
 from raystill.store.store import open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat
@@ -159,6 +160,7 @@ def build_small_run(root: Path, *, num_prompts: int = 24, **sections: Any) -> Sm
         rows.append(row)
     save_prompts(paths.prompt_table, prompts)
     _fill_store(paths, identity, rows)
+    save_requests(paths.requests, [Request(row.key, row.prompt_id, row.split) for row in rows])
     _save_models(paths, teacher, tokenizer)
     for stage in ("prepare", "generate", "score", "sft", "distill"):
         _complete(paths, stage, num_prompts)

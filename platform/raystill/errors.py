@@ -64,7 +64,7 @@ class DataError(RaystillError):
     exit_code = 3
 
 
-class EnvironmentFault(RaystillError):
+class EnvironmentFault(RaystillError):  # noqa: N818 (EnvironmentError is a builtin)
     """This machine can't do what was asked: disk, memory, device, package, lock."""
 
     exit_code = 4

@@ -58,9 +58,9 @@ def test_the_instruction_is_the_last_user_message(tmp_path: Path) -> None:
     assert read(tmp_path / "x.jsonl")[0]["instruction"] == "second"
 
 
-def test_splits_and_an_empty_store(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "store", [make_row(1, split="eval"), make_row(2)])
-    assert export_jsonl(store, tmp_path / "x.jsonl", splits=["eval"]) == 1
+def test_chosen_keys_and_an_empty_store(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "store", [make_row(1), make_row(2)])
+    assert export_jsonl(store, tmp_path / "x.jsonl", keys=[make_row(1).key]) == 1
     assert export_jsonl(open_store(tmp_path / "empty", IDENTITY, 2), tmp_path / "y.jsonl") == 0
     assert (tmp_path / "y.jsonl").read_bytes() == b""
 

@@ -16,8 +16,10 @@ import torch
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
 from raystill.store.identity import StoreIdentity, partition_of
+from raystill.store.reader import iter_tables
 from raystill.store.records import TeacherRow, TopKSignal
-from raystill.store.store import TeacherStore, open_store
+from raystill.store.requests import Request, save_requests
+from raystill.store.store import TeacherStore, load_store, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import chat_template_sha256, tokenizer_sha256
@@ -176,7 +178,16 @@ class World:
         return RunPaths.from_config(config)
 
     def job(self, config: Config, stage: TrainStageName = "distill") -> TrainJob:
+        self.list_requests(self.paths(config))
         return TrainJob(config, self.paths(config), stage, "cpu", 1)
+
+    def list_requests(self, paths: RunPaths) -> None:
+        """Every row of the store belongs to the run, on the side that the row says."""
+        if not paths.store.exists():
+            return
+        columns = ("key", "prompt_id", "split")
+        tables = iter_tables(load_store(paths.store), columns=columns)
+        save_requests(paths.requests, [Request(**row) for table in tables for row in table.to_pylist()])
 
     def train(self, config: Config, stage: TrainStageName = "distill") -> dict[str, Any]:
         """Run the loop to its end; returns the summary."""

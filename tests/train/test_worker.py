@@ -100,6 +100,7 @@ def test_kill_9_at_any_step_ends_byte_equal(world: Any, tmp_path: Path) -> None:
     whole = world.config("whole")
     world.train(whole)
     killed = world.config("killed")
+    world.list_requests(world.paths(killed))
     file = tmp_path / "config.json"
     file.write_text(killed.model_dump_json())
     command = [sys.executable, "-c", RUN_IN_CHILD, str(file)]

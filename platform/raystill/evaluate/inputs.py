@@ -13,6 +13,7 @@ from raystill.run.paths import RunPaths
 from raystill.store.identity import StoreIdentity
 from raystill.store.reader import iter_rows
 from raystill.store.records import TeacherRow
+from raystill.store.requests import load_request_keys
 from raystill.store.store import TeacherStore, load_store
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import load_prompts
@@ -47,7 +48,10 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         prompts = by_hash[: config.evaluation.max_samples]
     store = load_store(paths.store)
     answers = _load_answers(
-        store, {prompt.id for prompt in prompts}, with_signal=config.teacher.signals.num_logprobs > 0
+        store,
+        load_request_keys(paths.requests, "eval"),
+        {prompt.id for prompt in prompts},
+        with_signal=config.teacher.signals.num_logprobs > 0,
     )
     answered = [prompt for prompt in prompts if prompt.id in answers]
     return HeldOut(
@@ -58,18 +62,13 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
     )
 
 
-def _load_answers(store: TeacherStore, ids: Collection[str], *, with_signal: bool) -> dict[str, TeacherRow]:
-    """The first sample of each prompt; of several (other sampling settings) that of the smallest key."""
+def _load_answers(
+    store: TeacherStore, keys: Collection[str], ids: Collection[str], *, with_signal: bool
+) -> dict[str, TeacherRow]:
+    """The first sample of each prompt among the run's own requests."""
     answers: dict[str, TeacherRow] = {}
-    # A store shared by runs may hold a prompt under the split it had in another run: look everywhere then.
-    for splits in (("eval",), None):
-        missing = set(ids) - answers.keys()
-        if not missing:
-            break
-        for row in iter_rows(store, splits=splits, with_signal=with_signal):
-            if row.prompt_id not in missing:
-                continue
-            known = answers.get(row.prompt_id)
-            if known is None or (row.sample_index, row.key) < (known.sample_index, known.key):
-                answers[row.prompt_id] = row
+    for row in iter_rows(store, keys=keys, with_signal=with_signal):
+        known = answers.get(row.prompt_id)
+        if row.prompt_id in ids and (known is None or row.sample_index < known.sample_index):
+            answers[row.prompt_id] = row
     return answers

@@ -108,19 +108,9 @@ def _summarise(config: Config, held_out: HeldOut, outputs: list[ModelOutputs]) -
         settings={
             "decoding": "greedy",
             "max_new_tokens": max_new_tokens(config),
-            "teacher": describe_sampling(config),
+            "teacher": "greedy" if config.teacher.open else "as its endpoint samples",
         },
     )
-
-
-def describe_sampling(config: Config) -> str:
-    """How the teacher's completions, which its row is made of, were drawn."""
-    pipeline = config.teacher.open.pipeline if config.teacher.open else None
-    if pipeline is None:
-        return "as its endpoint samples"
-    if not pipeline.do_sample or pipeline.temperature == 0:
-        return "greedy"
-    return f"sampled at temperature {pipeline.temperature:g}"
 
 
 def _headline_metrics(results: Results) -> dict[str, Any]:

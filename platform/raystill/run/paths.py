@@ -3,7 +3,7 @@
 runs/<name>/
   prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
   teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
-  generate/           teacher.jsonl, manifest.json                              (generate)
+  generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
   sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
   evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
@@ -56,6 +56,11 @@ class RunPaths:
     @property
     def teacher_jsonl(self) -> Path:
         return self.stage_dir("generate") / "teacher.jsonl"
+
+    @property
+    def requests(self) -> Path:
+        """The keys of the store that belong to this run, with their split."""
+        return self.stage_dir("generate") / "requests.parquet"
 
     def checkpoints(self, stage: StageName) -> Path:
         """Checkpoints of a training stage."""

@@ -19,15 +19,15 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def export_jsonl(store: TeacherStore, path: Path, splits: Collection[str] | None = None) -> int:
-    """Write one JSON object per row of `splits` to `path`, atomically; returns how many.
+def export_jsonl(store: TeacherStore, path: Path, keys: Collection[str] | None = None) -> int:
+    """Write one JSON object per row of `keys` (None: all) to `path`, atomically; returns how many.
 
     Keys: `id` (the prompt's), `instruction` (the last user message), `output` (the completion), `messages`
     (the conversation with the completion as its last turn), `finish_reason`, `split`, `source`; `reasoning`,
     `tool_calls` and `flags` where there are any. Sorted by prompt id and sample index, so equal stores give
     equal bytes. Holds the text of all rows in memory, no signals.
     """
-    tables = list(iter_tables(store, columns=_COLUMNS, splits=splits))
+    tables = list(iter_tables(store, columns=_COLUMNS, keys=keys))
     count = 0
     with publish_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for record in _sorted_records(tables):

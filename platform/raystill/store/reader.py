@@ -67,15 +67,16 @@ def iter_tables(
     *,
     kind: Kind = "rows",
     columns: Collection[str] | None = None,
-    splits: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
     partitions: Iterable[int] | None = None,
 ) -> Iterator[pa.Table]:
-    """One table per committed part, duplicates and other splits left out; order: partition, part name, row.
+    """One table per committed part, duplicates and other keys left out; order: partition, part name, row.
 
-    `columns` None means all. Raises DataError naming a missing or damaged part.
+    `columns` and `keys` None mean all. Raises DataError naming a missing or damaged part.
     """
     wanted = list(SCHEMAS[kind].names if columns is None else columns)
-    needed = wanted if splits is None or "split" in wanted else [*wanted, "split"]
+    needed = wanted if keys is None or "key" in wanted else [*wanted, "key"]
+    wanted_keys = None if keys is None else pa.array(sorted(keys), pa.string())
     for partition in range(store.num_partitions) if partitions is None else partitions:
         commits = load_commits(store, partition, kind)
         for commit, kept in zip(commits, kept_rows(commits), strict=True):
@@ -84,8 +85,8 @@ def iter_tables(
             table = read_part(store, commit, needed)
             if kept is not None:
                 table = table.take(pa.array(kept, pa.int64()))
-            if splits is not None:
-                table = table.filter(pc.is_in(table.column("split"), pa.array(sorted(splits), pa.string())))
+            if wanted_keys is not None:
+                table = table.filter(pc.is_in(table.column("key"), wanted_keys))
             if table.num_rows:
                 yield table.select(wanted)
 
@@ -93,7 +94,7 @@ def iter_tables(
 def iter_rows(
     store: TeacherStore,
     *,
-    splits: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
     partitions: Iterable[int] | None = None,
     with_signal: bool = False,
     num_logprobs: int | None = None,
@@ -107,7 +108,7 @@ def iter_rows(
     columns = (*ROW_COLUMNS, *SIGNAL_COLUMNS) if with_signal else ROW_COLUMNS
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
-        for table in iter_tables(store, columns=columns, splits=splits, partitions=(partition,)):
+        for table in iter_tables(store, columns=columns, keys=keys, partitions=(partition,)):
             signals = None
             if with_signal:
                 signals = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
@@ -117,12 +118,12 @@ def iter_rows(
 def load_rows(
     store: TeacherStore,
     *,
-    splits: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
     with_signal: bool = False,
     num_logprobs: int | None = None,
 ) -> list[TeacherRow]:
-    """All rows of `splits` in memory, sorted by key: the order does not depend on who wrote them when."""
-    rows = iter_rows(store, splits=splits, with_signal=with_signal, num_logprobs=num_logprobs)
+    """All rows of `keys` in memory, sorted by key: the order does not depend on who wrote them when."""
+    rows = iter_rows(store, keys=keys, with_signal=with_signal, num_logprobs=num_logprobs)
     return sorted(rows, key=lambda row: row.key)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
+from raystill.store.requests import load_request_keys
 from raystill.store.store import load_store
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
@@ -70,7 +71,13 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     model = build_model(job.config, job.paths, settings, chat, device, notes)
     plain = Student(model, model)
     data = load_training_data(
-        store, settings, chat, match, vocab_size=plain.vocab_size, context=plain.context
+        store,
+        load_request_keys(job.paths.requests, "train"),
+        settings,
+        chat,
+        match,
+        vocab_size=plain.vocab_size,
+        context=plain.context,
     )
     if group.is_first:
         save_initial_model(model, chat, job.paths.initial_model(job.stage))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,7 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
 
 def load_training_data(
     store: TeacherStore,
+    keys: Collection[str],
     settings: TrainSettings,
     chat: ChatFormat,
     match: TokenMatch,
@@ -86,7 +88,7 @@ def load_training_data(
     vocab_size: int,
     context: int,
 ) -> TrainingData:
-    """Encode the store's train rows, leave out what can't train, hold out a share for the evaluation loss.
+    """Encode the stored rows of `keys`, leave out what can't train, hold out a share for the evaluation loss.
 
     Rows longer than max_seq_len or the model's `context` are left out (or cut, with truncation on). Raises
     DataError if nothing is left to train on, with the counts that say why.
@@ -95,7 +97,7 @@ def load_training_data(
     encoder = RowEncoder(settings, chat, match, vocab_size, min(settings.max_seq_len, context))
     rows = load_rows(
         store,
-        splits=("train",),
+        keys=keys,
         with_signal=needs_signal,
         num_logprobs=settings.num_logprobs if needs_signal else None,
     )

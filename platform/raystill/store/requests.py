@@ -1,0 +1,54 @@
+"""Which rows of a store belong to a run: the requests that its generate stage made, and their split.
+
+A store outlives runs and may hold other splits, seeds and sampling settings than this run's. A stage that
+reads the store therefore takes the keys that this table lists, never "all rows": a prompt that another run
+trained on may be held out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raystill.errors import DataError
+from raystill.run.publish import publish_file
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a run: its key in the store, the prompt, and the side of this run's split."""
+
+    key: str
+    prompt_id: str
+    split: str
+
+
+def save_requests(path: Path, requests: Iterable[Request]) -> None:
+    """Publish a run's requests, sorted by key so that equal runs give equal bytes."""
+    rows = [vars(request) for request in sorted(requests, key=lambda request: request.key)]
+    with publish_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, REQUEST_SCHEMA), temporary, compression="zstd")
+
+
+def load_request_keys(path: Path, split: str | None = None) -> frozenset[str]:
+    """Keys of a run's requests, of one split or of all. Raises DataError if the table can't be read."""
+    try:
+        table = pq.read_table(path, schema=REQUEST_SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            "the run's list of requests can't be read", where=str(path), fix="raystill generate --fresh"
+        ) from error
+    rows = zip(table.column("key").to_pylist(), table.column("split").to_pylist(), strict=True)
+    return frozenset(key for key, side in rows if split is None or side == split)
