@@ -125,20 +125,20 @@ def line_chart(lines: Sequence[Line], *, title: str, unit: str, log_y: bool = Fa
     points = [point for _, kept in cleaned for point in kept]
     if not points:
         return Html("")
-    xs = [x for x, _ in points]
-    ys = [math.log10(y) if log_y else y for _, y in points]
+    xs = [_snap(x) for x, _ in points]
+    heights = [math.log10(y) if log_y else _snap(y) for _, y in points]
     x_low, x_high = min(0.0, min(xs)), max(xs)
     if log_y:
-        y_low, y_high = min(ys), max(ys)
+        y_low, y_high = min(heights), max(heights)
         y_ticks = _log_ticks(y_low, y_high)
     else:
-        y_low, y_high = _round_range(min(ys), max(ys))
+        y_low, y_high = _round_range(min(heights), max(heights))
         y_ticks = [(y, format_tick(y)) for y in nice_ticks(y_low, y_high)]
     frame = _Frame(x_low, x_high, y_low, y_high, _WIDTH)
     body: list[Child] = [tag("title", {}, title), tag("desc", {}, _describe(cleaned, unit))]
     body += frame.axes([(x, format_tick(x)) for x in nice_ticks(x_low, x_high)], y_ticks)
     for line, kept in cleaned:
-        placed = [(frame.x(x), frame.y(math.log10(y) if log_y else y)) for x, y in kept]
+        placed = [(frame.x(_snap(x)), frame.y(math.log10(y) if log_y else _snap(y))) for x, y in kept]
         if line.marks:
             body += [
                 tag("circle", {"class": f"mark {line.css}", "cx": x, "cy": y, "r": 3.5}) for x, y in placed
@@ -244,6 +244,11 @@ class _Frame:
             tag("line", {"class": "axis-line", "x1": _LEFT, "x2": right, "y1": bottom, "y2": bottom})
         )
         return drawn
+
+
+def _snap(value: float) -> float:
+    """Values that no tick could tell from 0 are 0: their ranges underflow."""
+    return 0.0 if abs(value) < 1e-9 else value
 
 
 def _round_range(low: float, high: float) -> tuple[float, float]:

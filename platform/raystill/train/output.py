@@ -6,20 +6,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raystill.errors import EnvironmentFault
+from raystill.errors import ConfigError, EnvironmentFault
 from raystill.run.publish import publish_directory
 from raystill.text.chat import ChatFormat
+from raystill.text.tokenizer import load_tokenizer, tokenizer_sha256
 from raystill.train.student import Student
 
 ADAPTER_DIRECTORY = "adapter"
 
 
 def save_initial_model(model: Any, chat: ChatFormat, directory: Path) -> None:
-    """Publish the model before its first step; an existing one stays: a resumed run keeps its start."""
+    """Publish the model before its first step; an existing one stays: a resumed run keeps its start.
+
+    Raises ConfigError if its tokenizer would be another one once it is loaded from there.
+    """
     if directory.exists():
         return
     with publish_directory(directory) as temporary:
         _save(model, chat, temporary)
+        _require_same_tokenizer(model, chat, temporary)
 
 
 def save_final_model(student: Student, chat: ChatFormat, stage_dir: Path, directory: Path) -> None:
@@ -35,6 +40,18 @@ def save_final_model(student: Student, chat: ChatFormat, stage_dir: Path, direct
         model = network.merge_and_unload()
     with publish_directory(directory) as temporary:
         _save(model, chat, temporary)
+
+
+def _require_same_tokenizer(model: Any, chat: ChatFormat, directory: Path) -> None:
+    # transformers picks a tokenizer's class by the model type of config.json, and some classes replace the
+    # normaliser and the splitting that tokenizer.json asks for. Better known before training than after.
+    saved = load_tokenizer(str(directory.resolve()))
+    if tokenizer_sha256(saved) != tokenizer_sha256(chat.tokenizer):
+        raise ConfigError(
+            f"a tokenizer of another family is loaded differently beside a {model.config.model_type} model",
+            where="student.model_type",
+            fix="choose the model_type of the tokenizer's own family (the teacher's), or set student.tokenizer",
+        )
 
 
 def copy_model(source: Path, target: Path, *, overwrite: bool) -> None:
