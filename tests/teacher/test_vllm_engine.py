@@ -20,7 +20,8 @@ from raystill.teacher.preflight import preflight
 
 pytest.importorskip("vllm")
 K = 8
-STOP = 40
+# Some of them come up in thirty tokens of a random model, and not in every row.
+STOPS = tuple(range(40, 52))
 
 
 def make_requests() -> list[GenerationRequest]:
@@ -68,8 +69,8 @@ def check_row(generation: Generation) -> None:
     assert generation.signal is not None
     assert generation.signal.topk_ids_TK.shape == (len(ids), K)
     if generation.finish_reason == "stop":
-        assert ids[-1] == STOP
-    assert STOP not in ids[:-1]
+        assert ids[-1] in STOPS
+    assert not set(STOPS) & set(ids[:-1])
     # The sampled token stands at its own position with its own logprob.
     for t, token in enumerate(ids):
         found = np.flatnonzero(generation.signal.topk_ids_TK[t] == token)
@@ -106,9 +107,9 @@ def test_vllm_agrees_with_transformers_and_ends(make_config: Callable[..., Confi
     async def run() -> None:
         config = make_config("vllm")
         before = set(psutil.Process().children(recursive=True))
-        vllm = build_engine(EngineBlueprint(config, preflight(config, "vllm"), (STOP,), 0, K, False))
+        vllm = build_engine(EngineBlueprint(config, preflight(config, "vllm"), STOPS, 0, K, False))
         engine_processes = set(psutil.Process().children(recursive=True)) - before
-        exact = build_engine(EngineBlueprint(config, preflight(config, "transformers"), (STOP,), 0, K, False))
+        exact = build_engine(EngineBlueprint(config, preflight(config, "transformers"), STOPS, 0, K, False))
         try:
             await check_engines(vllm, exact)
             await check_edges(vllm)

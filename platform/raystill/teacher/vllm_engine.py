@@ -213,6 +213,8 @@ class VllmEngine:
             top_k=0 if greedy else sampling.top_k,
             seed=None if greedy else request.seed,
             max_tokens=sampling.max_new_tokens,
+            # The stop tokens are ours alone: vLLM would add those of config.json, other engines would not.
+            ignore_eos=True,
             stop_token_ids=list(self._settings.stop_token_ids),
             logprobs=request.num_logprobs or None,
             flat_logprobs=True,
