@@ -52,13 +52,15 @@ def run_generate(context: StageContext) -> StageResult:
     from raystill.store.export import export_jsonl
     from raystill.store.repair import sweep_dead_writers
     from raystill.store.requests import save_requests
-    from raystill.teacher.identify import identify_teacher
+    from raystill.teacher.identify import engine_notes, identify_teacher
     from raystill.teacher.plan_requests import plan_requests, settle_accounts
     from raystill.teacher.run_shards import run_shards
     from raystill.teacher.scratch import scratch_directory
 
     config = context.config
     teacher = identify_teacher(config)
+    for note in engine_notes(teacher):
+        context.events.emit("note", message=note)
     store = _open_store(context, teacher)
     sweep_dead_writers(store)
     with scratch_directory(context.output) as scratch:

@@ -85,6 +85,23 @@ def captures_signals(config: Config) -> bool:
     return config.teacher.signals.capture != "score" and config.teacher.signals.num_logprobs > 0
 
 
+def engine_notes(teacher: KnownTeacher) -> list[str]:
+    """What runs otherwise than the configuration asks, in words for the user."""
+    notes = []
+    config, facts = teacher.config, teacher.facts
+    if facts.engine == "transformers":
+        from raystill.teacher.transformers_engine import available_attention
+
+        model = require_open_teacher(config).model
+        _, note = available_attention(model.attn_implementation, facts.device)
+        notes += [note] if note else []
+        if config.teacher.engine == "auto":
+            notes.append(
+                "vLLM is not installed here: the transformers engine generates, several times slower"
+            )
+    return notes
+
+
 def read_licence(directory: Path) -> str:
     """The `license:` line of the model card's front matter, "" where there is none."""
     card = directory / "README.md"

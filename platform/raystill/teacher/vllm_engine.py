@@ -191,6 +191,8 @@ class VllmEngine:
         self._processes.kill()
         self._processes = None
         self._engine.shutdown(timeout=0.0)
+        # Its destructor would run when the interpreter is half gone, and complain.
+        del self._engine
 
     def _require_room(self, prompt_token_ids: Int32Array) -> None:
         if len(prompt_token_ids) >= self._settings.context_length:
