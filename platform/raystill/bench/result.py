@@ -6,9 +6,11 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from raystill.run.manifest import installed_packages
+from raystill.run.publish import publish_file, write_json
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ def bench_result(name: str, rows: Iterable[BenchRow]) -> dict[str, Any]:
         "versions": installed_packages(),
         "rows": [asdict(row) for row in rows],
     }
+
+
+def save_result(directory: Path, result: dict[str, Any]) -> None:
+    """Publish NAME.json and NAME.md, which holds the same as a table."""
+    name = result["bench"]
+    write_json(directory / f"{name}.json", result)
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    text = f"# {name}\n\n{result['machine']}; {versions}\n\n{markdown_table(result)}"
+    with publish_file(directory / f"{name}.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def markdown_table(result: dict[str, Any]) -> str:

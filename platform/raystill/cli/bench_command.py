@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,10 +15,19 @@ from raystill.errors import ConfigError
 
 BENCHES = {"generation": "raystill.bench.generation", "gap": "raystill.bench.gap"}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Folder that gets NAME.json and NAME.md as well.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Smaller: ends within a minute on two cores.")]
 
 
-def bench(name: Name, quick: Quick = False, as_json: Json = False, debug: Debug = False) -> None:
+def bench(
+    name: Name,
+    quick: Quick = False,
+    output: Output = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Measure this machine against a pinned peer, interleaved in one run."""
     if name != "all" and name not in BENCHES:
         raise ConfigError(
@@ -29,6 +39,11 @@ def bench(name: Name, quick: Quick = False, as_json: Json = False, debug: Debug 
         for known, module in BENCHES.items()
         if name in (known, "all")
     ]
+    if output is not None:
+        from raystill.bench.result import save_result
+
+        for result in results:
+            save_result(output, result)
     if as_json:
         print_json(results if name == "all" else results[0])
         return

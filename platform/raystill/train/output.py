@@ -50,7 +50,7 @@ def _require_same_tokenizer(model: Any, chat: ChatFormat, directory: Path) -> No
         raise ConfigError(
             f"a tokenizer of another family is loaded differently beside a {model.config.model_type} model",
             where="student.model_type",
-            fix="choose the model_type of the tokenizer's own family (the teacher's), or set student.tokenizer",
+            fix="choose the model_type of the tokenizer's own family, or set student.tokenizer",
         )
 
 
