@@ -211,8 +211,11 @@ def test_a_killed_driver_and_a_killed_worker_lose_and_repeat_nothing(
 
     driver = spawn_driver(config, **slow)
     before = wait_for_rows(paths, 1, driver)
+    worker = find_worker(driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
+    # Its Ray outlives it by seconds, in which the worker may still commit.
+    assert psutil.wait_procs([worker], timeout=60)[1] == []
     deaths = {row.key: row.seconds for row in load_rows(load_store(paths.store))}
     assert before <= deaths.keys()
     assert len(deaths) < 600
