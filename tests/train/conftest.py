@@ -152,6 +152,7 @@ class World:
                 "store": {"path": str(self.root / "store")},
             },
             "student": {
+                "model_type": "llama",  # loads the test tokenizer as it is; qwen2 would replace it
                 "hidden_size": 32,
                 "intermediate_size": 48,
                 "num_hidden_layers": 2,
