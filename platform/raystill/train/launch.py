@@ -31,10 +31,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-# OpenMP threads that spin while they wait make one busy neighbour ruinous: at every barrier all wait for the
-# thread that lost its core. A small student's step, two threads on two cores, beside one busy process: 1.5 to
-# 6.5 s spinning, 0.12 s asleep; 0.06 s spinning on an idle machine.
-_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 _POLL_SECONDS = 0.5
 _LONGEST_REASON = 200
 
@@ -77,10 +73,7 @@ def run_training(
             ),
             torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
             run_config=RunConfig(
-                name=stage,
-                storage_path=storage,
-                failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+                name=stage, storage_path=storage, failure_config=FailureConfig(max_failures=0)
             ),
         )
         try:
