@@ -50,6 +50,7 @@ def complete_inputs(world: Any, config: Any) -> None:
         directory = world.paths(config).stage_dir(name)
         directory.mkdir(parents=True)
         save_manifest(directory, Manifest(stage=name, fingerprint=name, config={}, inputs={}))
+    world.list_requests(world.paths(config))
 
 
 def kill_the_workers() -> int:
@@ -102,6 +103,7 @@ def test_two_workers_end_where_one_does(world: Any, ray_here: None) -> None:
         ),
     )
     alone = world.train(one)["metrics"]
+    world.list_requests(world.paths(two))
     shared = run_training(two, world.paths(two), "distill")["metrics"]
     for name in ("final_train_loss", "final_train_ce", "final_train_kd_kl", "final_eval_loss"):
         assert shared[name] == pytest.approx(alone[name], rel=1e-4), name
