@@ -1,6 +1,6 @@
 """Train the demo's teacher from scratch and write its bundle (a few minutes on one CPU core).
 
-ray job submit --working-dir . -- python jobs/pretrain_demo_teacher.py --output /tmp/teacher
+ray job submit --working-dir . -- python jobs/pretrain_demo_teacher.py --output teacher
 """
 
 import argparse

@@ -19,12 +19,11 @@ from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, cast, get_args
 
-import yaml
-
 from raystill.cluster.plan import Plan, compute_plan
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
+from raystill.config.yaml_text import render_config
 from raystill.errors import ConfigError, Problem, RaystillError
 from raystill.run.lock import hold_lock
 from raystill.run.paths import MANIFEST_NAME, STAGE_NAMES, RunPaths, StageName
@@ -249,7 +248,7 @@ def _run_report(config: Config, paths: RunPaths, must_build: bool) -> StepResult
 
 def _save_resolved(config: Config, paths: RunPaths) -> None:
     text = "# Every value that this run uses, defaults included.\n"
-    text += yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text += render_config(config)
     with publish_file(paths.resolved_config) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

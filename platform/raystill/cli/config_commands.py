@@ -44,9 +44,9 @@ def show(
     if as_json:
         print_json(values)
         return
-    import yaml
+    from raystill.config.yaml_text import render_yaml
 
-    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+    typer.echo(render_yaml(values), nl=False)
 
 
 @config_app.command()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from raystill.config.schema import Config
+from raystill.config.yaml_text import render_config
 from raystill.errors import DataError
 from raystill.evaluate.completions import load_completions
 from raystill.evaluate.results import Results, load_results
@@ -183,4 +183,4 @@ def _load_resolved(paths: RunPaths, config: Config) -> str:
     try:
         return paths.resolved_config.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return render_config(config)
