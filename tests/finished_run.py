@@ -124,7 +124,9 @@ def _fill_store(paths: RunPaths, prompts: Sequence[Prompt], random_: random.Rand
         store,
         rows,
         [
-            Reject(request_key(identity, [1, 2], {}, seed=s), f"x{s}", "engine_aborted", "gone", 3)
+            Reject(
+                request_key(identity, [1, 2], {}, seed=s), f"x{s}", "generate", "engine_aborted", "gone", 3
+            )
             for s in range(3)
         ],
     )

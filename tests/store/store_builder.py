@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from raystill.store.identity import StoreIdentity, partition_of, request_key
-from raystill.store.records import Reject, TeacherRow, TopKSignal
+from raystill.store.records import Reject, RejectStage, TeacherRow, TopKSignal
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.writer import PartWriter
 
@@ -75,10 +75,10 @@ def make_row(
     )
 
 
-def make_reject(seed: int) -> Reject:
+def make_reject(seed: int, stage: RejectStage = "generate") -> Reject:
     """A reject for the key of row `seed`."""
     row = make_row(seed, num_tokens=0)
-    return Reject(key=row.key, prompt_id=row.prompt_id, code="context", reason="too long", attempts=1)
+    return Reject(row.key, row.prompt_id, stage, "context", "too long", attempts=1)
 
 
 def by_partition(rows: Iterable[TeacherRow], num_partitions: int) -> dict[int, list[TeacherRow]]:

@@ -25,7 +25,14 @@ from store_builder import (
 
 from raystill.errors import DataError
 from raystill.store.codec import view_signal
-from raystill.store.reader import committed_keys, iter_rows, iter_tables, keys_to_score, load_rows
+from raystill.store.reader import (
+    committed_keys,
+    iter_rows,
+    iter_tables,
+    keys_to_score,
+    load_rows,
+    unscored_keys,
+)
 from raystill.store.records import TeacherRow
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.verify import verify_store
@@ -117,6 +124,25 @@ def test_scores_join_their_rows_and_the_wider_signal_counts(tmp_path: Path) -> N
         assert same_signal(found[row.key].signal, make_signal(i, 5, 8 if i % 3 == 2 else 6))
     assert len(load_rows(store, with_signal=True, num_logprobs=6)) == 12
     assert verify_store(store.path).ok
+
+
+def test_a_row_that_the_score_stage_rejected_is_left_out_until_it_is_scored(tmp_path: Path) -> None:
+    originals = [make_row(1), make_row(2, num_logprobs=None), make_row(3, num_logprobs=None)]
+    store = build_store(tmp_path / "store", originals, num_partitions=1)
+    with PartWriter(store) as writer:
+        writer.commit_rejects(0, [make_reject(2, "score"), make_reject(3, "generate")])
+        assert unscored_keys(store, 0) == {originals[1].key}
+        with pytest.raises(DataError, match="1 stored rows have no teacher signal"):
+            load_rows(store, with_signal=True)  # the third: generated at the second attempt, not yet scored
+        writer.commit_scores(0, [(originals[2].key, make_signal(3, 6, 4))])
+        assert {row.prompt_id for row in load_rows(store, with_signal=True)} == {
+            "prompt-00001",
+            "prompt-00003",
+        }
+        assert len(load_rows(store)) == 3
+        writer.commit_scores(0, [(originals[1].key, make_signal(2, 6, 4))])
+    assert unscored_keys(store, 0) == set()
+    assert len(load_rows(store, with_signal=True)) == 3
 
 
 def test_a_row_without_tokens_needs_no_score(tmp_path: Path) -> None:

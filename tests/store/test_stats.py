@@ -23,6 +23,7 @@ def test_counts_agree_with_the_rows(tmp_path: Path) -> None:
         writer.commit_scores(0, [(rows[12].key, make_signal(12, 3, 8))])
         writer.commit_rows(0, rows[:2])  # a race's duplicates
         writer.commit_rejects(0, [make_reject(0), make_reject(100), make_reject(101)])
+        writer.commit_rejects(0, [make_reject(12, "score"), make_reject(13, "score")])
     stats = compute_stats(store)
     assert stats.num_rows == 15
     assert stats.num_duplicates == 2
@@ -33,7 +34,7 @@ def test_counts_agree_with_the_rows(tmp_path: Path) -> None:
     assert stats.flags == {"over_length": 3}
     assert stats.num_scored == 13
     assert stats.logprob_widths == {"4": 12, "8": 1}
-    assert (stats.num_rejects, stats.rejects_by_code) == (2, {"context": 2})  # one of three succeeded
+    assert (stats.num_rejects, stats.rejects_by_code) == (3, {"context": 3})  # two of five succeeded later
     assert stats.cost_usd == pytest.approx(0.015)
     assert stats.size_bytes == sum(p.stat().st_size for p in store.path.rglob("*.parquet"))
     assert stats.bytes_per_token == pytest.approx(stats.size_bytes / stats.num_tokens)

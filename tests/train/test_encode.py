@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from raystill.errors import DataError
+from raystill.store.identity import partition_of
+from raystill.store.records import Reject
 from raystill.store.store import load_store
+from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.train.batches import collate
-from raystill.train.encode import RowEncoder, TokenMatch, choose_held_out, fold_into_tail, match_tokenizers
+from raystill.train.encode import (
+    RowEncoder,
+    TokenMatch,
+    choose_held_out,
+    fold_into_tail,
+    load_training_data,
+    match_tokenizers,
+)
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.settings import TrainSettings, resolve_settings
 
@@ -92,6 +102,26 @@ def test_a_token_outside_the_vocabulary_names_its_row(empty_world: Any, rows: An
     make = RowEncoder(settings(empty_world), empty_world.chat, SAME, 100, 128)
     with pytest.raises(DataError, match=rows[0].key):
         make.encode(rows[0])
+
+
+def test_rows_that_the_teacher_could_not_score_are_left_out_and_counted(
+    empty_world: Any, rows: Any, store_writer: Any
+) -> None:
+    unscored = replace(rows[1], signal=None)
+    store = store_writer(empty_world.root / "store", empty_world.chat, [rows[0], unscored, *rows[2:6]])
+    with PartWriter(store) as writer:
+        reject = Reject(unscored.key, unscored.prompt_id, "score", "context", "too long", 1)
+        writer.commit_rejects(partition_of(unscored.key, 2), [reject])
+
+    def counts(stage: str) -> dict[str, int]:
+        keys = {row.key for row in rows[:6]}
+        data = load_training_data(
+            store, keys, settings(empty_world, stage), empty_world.chat, SAME, vocab_size=259, context=128
+        )
+        return data.counts
+
+    assert {"rows_read": 5, "left_out_unscored": 1}.items() <= counts("distill").items()
+    assert {"rows_read": 6}.items() <= counts("sft").items()
 
 
 def test_stored_tokens_without_a_logit_move_into_the_tail(rows: Any) -> None:

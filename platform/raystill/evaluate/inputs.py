@@ -21,7 +21,8 @@ from raystill.text.prompt_table import load_prompts
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`rows[i]` answers `prompts[i]`; `num_without_output` prompts have no answer and are left out."""
+    """`rows[i]` answers `prompts[i]`; `num_without_output` prompts have no answer, or none that the teacher
+    could score, and are left out."""
 
     prompts: list[Prompt]
     rows: list[TeacherRow]

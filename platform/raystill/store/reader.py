@@ -62,6 +62,17 @@ def keys_to_score(store: TeacherStore, partition: int, num_logprobs: int) -> set
     return pending
 
 
+def unscored_keys(store: TeacherStore, partition: int) -> set[str]:
+    """Keys that the score stage rejected and that nothing has scored since: rows that will have no signal."""
+    rejected = {
+        key
+        for table in iter_tables(store, kind="rejects", columns=("key", "stage"), partitions=(partition,))
+        for key, stage in zip(table.column("key").to_pylist(), table.column("stage").to_pylist(), strict=True)
+        if stage == "score"
+    }
+    return rejected and rejected & keys_to_score(store, partition, num_logprobs=1)
+
+
 def iter_tables(
     store: TeacherStore,
     *,
@@ -102,14 +113,19 @@ def iter_rows(
     """Stored rows, one partition's scores in memory at a time. Arrays are read-only views.
 
     With `with_signal` every row has one: its own or the score stage's, whichever holds more logprobs, cut to
-    `num_logprobs` (the dropped mass joins the tail). Raises DataError for a missing or damaged part, for rows
-    without a signal, and where more logprobs are asked for than are stored.
+    `num_logprobs` (the dropped mass joins the tail); rows that the score stage rejected are left out. Raises
+    DataError for a missing or damaged part, for rows that are still to be scored, and where more logprobs
+    are asked for than are stored.
     """
     columns = (*ROW_COLUMNS, *SIGNAL_COLUMNS) if with_signal else ROW_COLUMNS
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
+        unscored = unscored_keys(store, partition) if with_signal else set()
         for table in iter_tables(store, columns=columns, keys=keys, partitions=(partition,)):
             signals = None
+            if unscored:
+                names = pa.array(sorted(unscored), pa.string())
+                table = table.filter(pc.invert(pc.is_in(table.column("key"), names)))
             if with_signal:
                 signals = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
             yield from iter_table_rows(table, signals)

@@ -10,6 +10,7 @@ natural logs, normalised over the whole vocabulary, at temperature 1, whatever t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ import pyarrow as pa
 from raystill.errors import DataError
 
 FORMAT_VERSION = 1
+
+RejectStage = Literal["generate", "score"]
 
 Int32Array = npt.NDArray[np.int32]
 Float16Array = npt.NDArray[np.float16]
@@ -75,10 +78,14 @@ class TeacherRow:
 
 @dataclass(frozen=True)
 class Reject:
-    """A request that failed for good. Never a row, never trained on."""
+    """A request that failed for good. Never a row, never trained on.
+
+    `stage` is the one that gave up on it: a stored row that `score` rejected stays a row without a signal.
+    """
 
     key: str
     prompt_id: str
+    stage: RejectStage
     code: str
     reason: str
     attempts: int
@@ -120,6 +127,7 @@ REJECT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,10 +86,15 @@ class _Tally:
         for table in iter_tables(store, kind="scores", columns=_SIGNAL_FACTS, partitions=(partition,)):
             self._add_signals(table, widths)
         self.widths.update(str(width) for width in widths.values())
+        self._add_rejects(store, partition, widths.keys())
+
+    def _add_rejects(self, store: TeacherStore, partition: int, scored: Collection[str]) -> None:
         stored = committed_keys(store, partition)
-        for table in iter_tables(store, kind="rejects", columns=("key", "code"), partitions=(partition,)):
-            pairs = zip(table.column("key").to_pylist(), table.column("code").to_pylist(), strict=True)
-            self.codes.update(code for key, code in pairs if key not in stored)
+        columns = ("key", "stage", "code")
+        for table in iter_tables(store, kind="rejects", columns=columns, partitions=(partition,)):
+            for key, stage, code in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
+                if key not in (scored if stage == "score" else stored):
+                    self.codes[code] += 1
 
     def _add_rows(self, table: pa.Table) -> None:
         self.num_tokens += _total(table, "num_completion_tokens")

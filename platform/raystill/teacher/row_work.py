@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raystill.store.identity import row_seed
 from raystill.store.layout import Kind
-from raystill.store.records import Int32Array, Reject, TeacherRow, TopKSignal
+from raystill.store.records import Int32Array, Reject, RejectStage, TeacherRow, TopKSignal
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 from raystill.teacher.engine import (
@@ -192,9 +192,10 @@ class WorkOrder:
     work: GenerateWork | ScoreWork
 
 
-def reject_of(row: Row, code: str, reason: str) -> Reject:
-    """The reject of a row that can't be done; engines retry nothing, so there was one attempt."""
-    return Reject(key=row["key"], prompt_id=row["prompt_id"], code=code, reason=reason, attempts=1)
+def reject_of(row: Row, commits: Kind, code: str, reason: str) -> Reject:
+    """The reject of a row whose work can't be done; engines retry nothing, so there was one attempt."""
+    stage: RejectStage = "score" if commits == "scores" else "generate"
+    return Reject(row["key"], row["prompt_id"], stage, code, reason, attempts=1)
 
 
 def drop_committed(rows: list[Row], keys: Collection[str]) -> list[Row]:

@@ -131,7 +131,7 @@ class ShardWorker:
             try:
                 return await self._order.work.run(self._engine, row)
             except EngineRowError as error:
-                return reject_of(row, error.code, error.reason)
+                return reject_of(row, self._order.work.commits, error.code, error.reason)
 
     def _load(self, shard: Shard) -> list[Row]:
         rows = shard.read()

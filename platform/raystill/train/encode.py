@@ -12,7 +12,7 @@ import numpy as np
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
-from raystill.store.reader import load_rows
+from raystill.store.reader import load_rows, unscored_keys
 from raystill.store.records import Int32Array, TeacherRow, TopKSignal
 from raystill.store.store import TeacherStore
 from raystill.text.chat import ChatFormat
@@ -109,6 +109,9 @@ def load_training_data(
         counts=dict(encoder.counts),
     )
     data.counts.update(rows_train=len(data.train), rows_held_out=len(data.held_out))
+    if needs_signal:
+        unscored = (unscored_keys(store, partition) for partition in range(store.num_partitions))
+        data.counts["left_out_unscored"] = sum(len(found & frozenset(keys)) for found in unscored)
     _require_tokens(data, store)
     return data
 
