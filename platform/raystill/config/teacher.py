@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from raystill.config.closed_teacher import ClosedTeacher
 from raystill.config.general import Count, PathText
-from raystill.config.section import Section, not_yet
+from raystill.config.section import Section
+from raystill.config.teacher_fields import DataSection, Temperature, TopP
 
-Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
-TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-DownloadSize = Literal["16k", "32k", "64k"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 
 
@@ -25,6 +24,15 @@ class TeacherBase(Section):
     )
     output_path: PathText | None = Field(
         None, description="JSONL export of the teacher's outputs; unset puts it into the run directory."
+    )
+    num_samples: Count = Field(1, description="Completions per training prompt; held-out prompts get one.")
+    reasoning: Literal["drop", "keep", "train"] = Field(
+        "keep",
+        description="A reasoning teacher's thoughts: drop them, keep them beside the completion, or keep and "
+        "train on them.",
+    )
+    tool_schema: PathText | None = Field(
+        None, description="JSON file of the tools that completions may call; completions are forced into it."
     )
 
 
@@ -77,46 +85,12 @@ class OpenTokenizer(Section):
     use_fast: bool = Field(True, description="Fast tokenizer implementation.")
 
 
-class DownloadSection(Section):
-    """`teacher.*.data.download`: a prepared dataset instead of generating."""
-
-    size: DownloadSize | None = not_yet(None, "Variant of a prepared teacher dataset to fetch.")
-
-
-class DataSection(Section):
-    """`teacher.*.data`."""
-
-    download: DownloadSection = Field(default_factory=DownloadSection)
-
-
 class OpenTeacher(Section):
     """`teacher.open`: a teacher with open weights."""
 
     model: OpenModel
     pipeline: OpenPipeline = Field(default_factory=OpenPipeline)
     tokenizer: OpenTokenizer = Field(default_factory=OpenTokenizer)
-    data: DataSection = Field(default_factory=DataSection)
-
-
-class ClosedModel(Section):
-    """`teacher.closed.model`."""
-
-    name: str = Field(min_length=1, description="Model name of the endpoint.")
-
-
-class ClosedPipeline(Section):
-    """`teacher.closed.pipeline`."""
-
-    temperature: Temperature = Field(0.7, description="Sampling temperature.")
-    top_p: TopP = Field(0.9, description="Nucleus sampling.")
-    batch_size: Count = Field(2, description="Requests in flight.")
-
-
-class ClosedTeacher(Section):
-    """`teacher.closed`: a teacher behind an API. Loads; generation with it is not supported yet."""
-
-    model: ClosedModel
-    pipeline: ClosedPipeline = Field(default_factory=ClosedPipeline)
     data: DataSection = Field(default_factory=DataSection)
 
 
@@ -160,7 +134,7 @@ class StoreSection(Section):
 
 
 class TeacherSection(Section):
-    """`teacher`: one open or one closed teacher."""
+    """`teacher`: an open or a closed teacher, or a closed one that answers and an open one that scores."""
 
     engine: Literal["auto", "vllm", "transformers", "openai", "fake"] = Field(
         "auto",
@@ -168,7 +142,9 @@ class TeacherSection(Section):
     )
     base: TeacherBase = Field(default_factory=TeacherBase)
     open: OpenTeacher | None = Field(None, description="A teacher with open weights.")
-    closed: ClosedTeacher | None = not_yet(None, "A teacher behind an API.")
+    closed: ClosedTeacher | None = Field(
+        None, description="A teacher behind an API; with `open` beside it, that one scores the answers."
+    )
     signals: SignalsSection = Field(default_factory=SignalsSection)
     vllm: VllmSection = Field(default_factory=VllmSection)
     store: StoreSection = Field(default_factory=StoreSection)

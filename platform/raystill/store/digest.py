@@ -18,8 +18,8 @@ def row_digest(row: TeacherRow) -> int:
         digest,
         (
             row.key, row.prompt_id, row.split, row.source, row.messages, row.completion, row.finish_reason,
-            row.teacher_id, row.reasoning, row.tool_calls, str(row.sample_index), repr(float(row.cost_usd)),
-            *row.flags,
+            row.teacher_id, row.reasoning, row.tool_calls, row.usage, str(row.sample_index),
+            repr(float(row.cost_usd)), *row.flags,
         ),
     )  # fmt: skip
     for ids in (row.prompt_token_ids, row.completion_token_ids):

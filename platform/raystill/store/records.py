@@ -55,7 +55,11 @@ class TopKSignal:
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """One teacher output. `key` is the request key; `prompt_id` names the row of the prompt table."""
+    """One teacher output. `key` is the request key; `prompt_id` names the row of the prompt table.
+
+    `tool_calls` and `usage` are JSON texts; `usage` is what the endpoint of a closed teacher said. Answers of
+    such a teacher have text and no token ids, unless its tokenizer is known.
+    """
 
     key: str
     prompt_id: str
@@ -72,6 +76,7 @@ class TeacherRow:
     seconds: float
     reasoning: str | None = None
     tool_calls: str | None = None
+    usage: str | None = None
     cost_usd: float = 0.0
     signal: TopKSignal | None = None
 
@@ -106,6 +111,7 @@ ROW_FIELDS: list[pa.Field] = [
     pa.field("flags", pa.list_(pa.string()), nullable=False),
     pa.field("num_prompt_tokens", pa.int32(), nullable=False),
     pa.field("num_completion_tokens", pa.int32(), nullable=False),
+    pa.field("usage", pa.string()),
     pa.field("cost_usd", pa.float64(), nullable=False),
     pa.field("teacher_id", pa.string(), nullable=False),
     pa.field("sample_index", pa.int32(), nullable=False),
