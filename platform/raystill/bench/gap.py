@@ -78,7 +78,7 @@ def _run(overrides: Sequence[str]) -> tuple[Results, RunPaths]:
 def _steps(paths: RunPaths, stage: RowKey) -> int:
     manifest = load_manifest(paths.stage_dir("sft" if stage == "sft" else "distill"))
     assert manifest is not None
-    return int(manifest.metrics["steps"])
+    return manifest.counts["steps"]
 
 
 def _seed_rows(result: SeedResult) -> list[BenchRow]:
