@@ -48,6 +48,7 @@ def run_generate(context: StageContext) -> StageResult:
     and what the teacher's preflight, its engine and the store raise.
     """
     from raystill.run.publish import sha256_file
+    from raystill.run.scratch import scratch_directory
     from raystill.store.content import content_digest
     from raystill.store.export import export_jsonl
     from raystill.store.repair import sweep_dead_writers
@@ -55,7 +56,6 @@ def run_generate(context: StageContext) -> StageResult:
     from raystill.teacher.identify import engine_notes, identify_teacher
     from raystill.teacher.plan_requests import plan_requests, settle_accounts
     from raystill.teacher.run_shards import run_shards
-    from raystill.teacher.scratch import scratch_directory
 
     config = context.config
     teacher = identify_teacher(config)

@@ -22,6 +22,7 @@ def run_score(context: StageContext) -> StageResult:
 
     Complete without starting an engine where there is none. Resumes from whatever is committed.
     """
+    from raystill.run.scratch import scratch_directory
     from raystill.store.content import content_digest
     from raystill.store.repair import sweep_dead_writers
     from raystill.store.requests import load_request_keys
@@ -30,7 +31,6 @@ def run_score(context: StageContext) -> StageResult:
     from raystill.teacher.plan_requests import plan_scores
     from raystill.teacher.row_work import ScoreWork, WorkOrder
     from raystill.teacher.run_shards import run_shards
-    from raystill.teacher.scratch import scratch_directory
 
     config = context.config
     num_logprobs = config.teacher.signals.num_logprobs

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raystill.run.publish import temporary_sibling
+from raystill.run.publish import make_directory, temporary_sibling
 
 
 @contextmanager
 def scratch_directory(output: Path) -> Iterator[Path]:
     """A new directory on the output's filesystem, which every worker can read."""
-    scratch = temporary_sibling(output / "requests")
-    scratch.mkdir(parents=True)
+    scratch = temporary_sibling(output / "scratch")
+    make_directory(scratch)
     try:
         yield scratch
     finally:
