@@ -47,7 +47,7 @@ def make_directory(path: Path) -> None:
     """
     if path.is_dir():
         return
-    with _disk_faults(path):
+    with disk_faults(path):
         missing = [place for place in (path, *path.parents) if not place.exists()]
         for directory in reversed(missing or [path]):  # a file in the way fails here too
             directory.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def publish_file(path: Path) -> Iterator[Path]:
     make_directory(path.parent)
     temporary = temporary_sibling(path)
     try:
-        with _disk_faults(path):
+        with disk_faults(path):
             yield temporary
             fsync_path(temporary)
             failpoint("publish_file:before_rename")
@@ -91,7 +91,7 @@ def publish_directory(path: Path) -> Iterator[Path]:
     make_directory(path.parent)
     temporary = temporary_sibling(path)
     try:
-        with _disk_faults(path):
+        with disk_faults(path):
             temporary.mkdir()
             yield temporary
             for item in sorted(temporary.rglob("*")):
@@ -134,7 +134,8 @@ def _exchange(left: Path, right: Path) -> bool:
 
 
 @contextmanager
-def _disk_faults(path: Path) -> Iterator[None]:
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses into an EnvironmentFault naming `path`; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -142,6 +143,11 @@ def _disk_faults(path: Path) -> Iterator[None]:
             what, fix = "the disk is full", "free some space or choose another directory, then run again"
         elif error.errno in _READ_ONLY:
             what, fix = "this place can't be written", "check its owner and permissions, or choose another"
+        elif error.errno == errno.EIO:
+            what, fix = (
+                "the disk reports an error; what was being written is not saved",
+                "check the disk and its cables or its network, then run again",
+            )
         elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
             what, fix = (
                 "a file stands where a directory is needed",
@@ -160,7 +166,7 @@ def discard_directory(path: Path) -> None:
     if not path.exists():
         return
     aside = temporary_sibling(path)
-    with _disk_faults(path):
+    with disk_faults(path):
         os.replace(path, aside)
         fsync_path(path.parent)
     failpoint("discard_directory:renamed")

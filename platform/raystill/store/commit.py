@@ -31,7 +31,8 @@ class CommitRecord(BaseModel):
 
     `num_logprobs` is the width of a score part's signals, None for other kinds. `digest_sum` is the sum of
     its rows' digests modulo 2^256, as 64 hex digits: equal for equal rows in any order. `num_tokens` counts
-    completion tokens (of rows) or positions (of scores).
+    completion tokens (of rows) or positions (of scores). `cost_usd` is what its rows or rejects were billed.
+    `journal` names the journal segment that the part was made from, "" for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,8 @@ class CommitRecord(BaseModel):
     num_tokens: int = Field(ge=0)
     num_logprobs: int | None = None
     digest_sum: str
+    cost_usd: float = 0.0
+    journal: str = ""
     keys: tuple[str, ...]
     checksum: str = _NO_CHECKSUM
 

@@ -37,7 +37,7 @@ def score_digest(key: str, signal: TopKSignal) -> int:
 
 
 def reject_digest(reject: Reject) -> int:
-    """A 256-bit digest of what failed and why; how many attempts it took is left out."""
+    """A 256-bit digest of what failed and why; attempts and their cost are left out."""
     digest = hashlib.sha256()
     _feed(digest, (reject.key, reject.prompt_id, reject.stage, reject.code, reject.reason))
     return int.from_bytes(digest.digest(), "big")

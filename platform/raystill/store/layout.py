@@ -6,6 +6,8 @@
       scores/p0003/part-<stem>.parquet               signals written by the score stage, by key
       rejects/p0003/part-<stem>.parquet              requests that failed for good
       commits/p0003/<kind>-<stem>.json               a part exists only if its commit does
+      journals/<stem>.journal                        answers of APIs that no part holds yet; never read by readers
+      journals/recovery.lock                         held while journals of dead writers become parts
       writers/<writer>.lock                          held while that writer's process lives
       quarantine/                                    damaged parts and their commits, moved aside
 
@@ -24,7 +26,7 @@ Kind = Literal["rows", "scores", "rejects"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _FOLDERS: dict[Kind, str] = {"rows": "partitions", "scores": "scores", "rejects": "rejects"}
-_WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6}\.(?:parquet|json)$")
+_WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6}\.(?:parquet|json|journal)$")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class StoreLayout:
     def commit(self, kind: Kind, partition: int, stem: str) -> Path:
         """The commit record of a part."""
         return self.commits(partition) / f"{kind}-{stem}.json"
+
+    @property
+    def journals(self) -> Path:
+        return self.root / "journals"
+
+    def journal(self, stem: str) -> Path:
+        """A segment of a writer's journal."""
+        return self.journals / f"{stem}.journal"
+
+    @property
+    def recovery_lock(self) -> Path:
+        return self.journals / "recovery.lock"
 
     def writer_lock(self, writer: str) -> Path:
         return self.writers / f"{writer}.lock"

@@ -86,6 +86,8 @@ class Reject:
     """A request that failed for good. Never a row, never trained on.
 
     `stage` is the one that gave up on it: a stored row that `score` rejected stays a row without a signal.
+    `cost_usd` is what its attempts were billed and `usage` what the endpoint said (JSON): money that is gone
+    although there is no row.
     """
 
     key: str
@@ -94,6 +96,8 @@ class Reject:
     code: str
     reason: str
     attempts: int
+    cost_usd: float = 0.0
+    usage: str | None = None
 
 
 ROW_FIELDS: list[pa.Field] = [
@@ -137,5 +141,7 @@ REJECT_SCHEMA = pa.schema(
         pa.field("code", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("cost_usd", pa.float64(), nullable=False),
+        pa.field("usage", pa.string()),
     ]
 )

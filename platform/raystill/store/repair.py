@@ -27,9 +27,9 @@ def quarantine_damaged(store: TeacherStore, report: VerifyReport) -> list[Path]:
         if damage.part.is_relative_to(store.path / "partitions"):
             commits += _scores_of(store, damage)
         for commit, part in commits:
-            if _move_aside(store, commit):  # first: without it the part does not exist for readers
+            if move_aside(store, commit) is not None:  # first: without it the part does not exist for readers
                 moved.append(commit)
-            _move_aside(store, part)
+            move_aside(store, part)
     return moved
 
 
@@ -40,7 +40,7 @@ def sweep_dead_writers(store: TeacherStore) -> list[Path]:
     """
     candidates = {path: writer_of(path.name) for path in list_uncommitted(store)}
     writers = {path.stem for path in store.layout.writers.glob("*.lock")} | set(candidates.values())
-    dead = {writer for writer in writers if writer is not None and _is_dead(store, writer)}
+    dead = {writer for writer in writers if writer is not None and is_dead_writer(store, writer)}
     # Listed again: a writer may have committed and ended between the first look and its lock's release.
     removed = [path for path in list_uncommitted(store) if candidates.get(path) in dead]
     for path in removed:
@@ -64,22 +64,24 @@ def _scores_of(store: TeacherStore, damage: Damage) -> list[tuple[Path, Path]]:
     return found
 
 
-def _move_aside(store: TeacherStore, path: Path) -> bool:
+def move_aside(store: TeacherStore, path: Path) -> Path | None:
+    """Move a file of the store into quarantine/; returns its new place, None where there is no such file."""
     if not path.exists():
-        return False
+        return None
     place = store.layout.quarantine / path.relative_to(store.path)
     make_directory(place.parent)
     os.replace(path, place)
     fsync_path(place.parent)
     fsync_path(path.parent)
-    return True
+    return place
 
 
-def _is_dead(store: TeacherStore, writer: str) -> bool:
+def is_dead_writer(store: TeacherStore, writer: str) -> bool:
+    """Whether the writer's process has ended: its lock is free or gone."""
     path = store.layout.writer_lock(writer)
     if not path.exists():
         return True
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

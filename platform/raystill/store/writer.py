@@ -6,6 +6,8 @@ same way. A crash leaves a part without a commit, which nobody reads, or nothing
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import secrets
 import time
@@ -49,14 +51,19 @@ class PartWriter:
     def __init__(self, store: TeacherStore) -> None:
         self._store = store
         self._name = f"{os.getpid()}.{secrets.token_hex(6)}"
-        self._sequence = 0
+        self._sequence = itertools.count(1)
         lock_path = store.layout.writer_lock(self._name)
         make_directory(lock_path.parent)
-        self._lock = FileLock(lock_path, timeout=0)
+        self._lock = FileLock(lock_path, timeout=0, thread_local=False)
         self._lock.acquire()
 
-    def commit_rows(self, partition: int, rows: Sequence[TeacherRow]) -> CommitRecord:
-        """Check, write and commit rows of one partition.
+    @property
+    def name(self) -> str:
+        """The writer's name, a part of the names of all its files."""
+        return self._name
+
+    def commit_rows(self, partition: int, rows: Sequence[TeacherRow], *, journal: str = "") -> CommitRecord:
+        """Check, write and commit rows of one partition; `journal` names the segment that held them.
 
         Raises DataError, before anything is written, for a signal that contradicts its row, a key of another
         partition or a key that occurs twice; EnvironmentFault for a full disk.
@@ -69,6 +76,8 @@ class PartWriter:
             rows_to_table(rows),
             num_tokens=sum(len(row.completion_token_ids) for row in rows),
             digests=map(row_digest, rows),
+            cost_usd=math.fsum(row.cost_usd for row in rows),
+            journal=journal,
         )
 
     def commit_scores(
@@ -98,7 +107,7 @@ class PartWriter:
             num_logprobs=next(iter(widths), None),
         )
 
-    def commit_rejects(self, partition: int, rejects: Sequence[Reject]) -> CommitRecord:
+    def commit_rejects(self, partition: int, rejects: Sequence[Reject], *, journal: str = "") -> CommitRecord:
         """Write and commit requests that failed for good."""
         return self._commit(
             "rejects",
@@ -107,7 +116,13 @@ class PartWriter:
             rejects_to_table(rejects),
             num_tokens=0,
             digests=map(reject_digest, rejects),
+            cost_usd=math.fsum(reject.cost_usd for reject in rejects),
+            journal=journal,
         )
+
+    def next_stem(self) -> str:
+        """An unused stem for one of this writer's files."""
+        return part_stem(time.time_ns() // 1_000_000, self._name, next(self._sequence))
 
     def close(self) -> None:
         """Give up the writer's name; nothing can be committed afterwards."""
@@ -133,10 +148,11 @@ class PartWriter:
         num_tokens: int,
         digests: Iterable[int],
         num_logprobs: int | None = None,
+        cost_usd: float = 0.0,
+        journal: str = "",
     ) -> CommitRecord:
         self._check_keys(partition, keys)
-        self._sequence += 1
-        stem = part_stem(time.time_ns() // 1_000_000, self._name, self._sequence)
+        stem = self.next_stem()
         path = self._store.layout.part(kind, partition, stem)
         failpoint("store:before_part")
         with publish_file(path) as temporary:
@@ -155,6 +171,8 @@ class PartWriter:
                 num_tokens=num_tokens,
                 num_logprobs=num_logprobs,
                 digest_sum=f"{sum(digests) % DIGEST_MODULUS:064x}",
+                cost_usd=cost_usd,
+                journal=journal,
                 keys=tuple(keys),
             ),
         )

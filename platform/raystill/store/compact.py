@@ -1,0 +1,128 @@
+"""A journal segment becomes parts: exactly once, whatever was interrupted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raystill.errors import DataError
+from raystill.run.failpoint import failpoint
+from raystill.run.publish import disk_faults, fsync_path
+from raystill.store.commit import CommitRecord, load_commits
+from raystill.store.identity import partition_of
+from raystill.store.journal_record import (
+    JOURNAL_VERSION,
+    REJECT,
+    ROW,
+    Frame,
+    decode_record,
+    head_facts,
+    scan_segment,
+)
+from raystill.store.reader import committed_keys, read_part
+from raystill.store.records import Reject, TeacherRow
+from raystill.store.repair import move_aside
+from raystill.store.store import TeacherStore
+from raystill.store.writer import PartWriter
+
+_ROWS_PER_PART = 8192
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What one segment gave: rows and rejects committed now, and keys that damage has cost.
+
+    `quarantined` is where a damaged segment was moved, None for a whole one, which is deleted.
+    """
+
+    rows: int
+    rejects: int
+    lost: tuple[str, ...]
+    torn_bytes: int
+    quarantined: Path | None
+
+
+def compact_segment(store: TeacherStore, writer: PartWriter, path: Path) -> Compacted:
+    """Commit a sealed segment's answers as parts, verify them, then delete it; a damaged one is set aside.
+
+    What an interrupted run has committed already is left out. Memory: the segment and one part. Raises
+    DataError where the segment belongs to another teacher or to a newer program, EnvironmentFault for a full
+    disk: the segment then stays as it is.
+    """
+    raw = path.read_bytes()
+    scan = scan_segment(raw)
+    _refuse_foreign(store, path, head_facts(raw, scan))
+    groups: dict[tuple[int, int], dict[str, list[Frame]]] = defaultdict(dict)
+    for frame in scan.frames:
+        if frame.kind in (ROW, REJECT):
+            partition = partition_of(frame.key, store.num_partitions)
+            groups[frame.kind, partition].setdefault(frame.key, []).append(frame)
+    committed = {ROW: 0, REJECT: 0}
+    for (kind, partition), frames in sorted(groups.items()):
+        done = _committed_before(store, partition, path.stem, kind)
+        pending = [same for key, same in frames.items() if key not in done]
+        for start in range(0, len(pending), _ROWS_PER_PART):
+            chunk = pending[start : start + _ROWS_PER_PART]
+            read_part(store, _commit(writer, partition, path.stem, kind, chunk, raw))
+            failpoint("journal:part_verified")
+            committed[kind] += len(chunk)
+    quarantined = _retire(store, path, is_damaged=scan.is_damaged)
+    return Compacted(committed[ROW], committed[REJECT], scan.lost, scan.torn_bytes, quarantined)
+
+
+def fold_rejects(rejects: Sequence[Reject]) -> Reject:
+    """One record of a key that failed several times, oldest first: the last failure, all attempts and costs."""
+    return replace(
+        rejects[-1],
+        attempts=sum(reject.attempts for reject in rejects),
+        cost_usd=sum(reject.cost_usd for reject in rejects),
+    )
+
+
+def _commit(
+    writer: PartWriter, partition: int, stem: str, kind: int, chunk: list[list[Frame]], raw: bytes
+) -> CommitRecord:
+    records = [[decode_record(frame, raw) for frame in frames] for frames in chunk]
+    if kind == REJECT:
+        rejects = [fold_rejects([each for each in same if isinstance(each, Reject)]) for same in records]
+        return writer.commit_rejects(partition, rejects, journal=stem)
+    # Delivered twice: the first answer counts, as everywhere.
+    rows = [same[0] for same in records if isinstance(same[0], TeacherRow)]
+    return writer.commit_rows(partition, rows, journal=stem)
+
+
+def _committed_before(store: TeacherStore, partition: int, stem: str, kind: int) -> set[str]:
+    """Keys of the segment that are committed: rows by anyone, rejects by an interrupted run of this."""
+    if kind == ROW:
+        return committed_keys(store, partition)
+    commits = load_commits(store, partition, "rejects")
+    return {key for commit in commits if commit.journal == stem for key in commit.keys}
+
+
+def _retire(store: TeacherStore, path: Path, *, is_damaged: bool) -> Path | None:
+    if is_damaged:
+        return move_aside(store, path)
+    failpoint("journal:before_delete")
+    with disk_faults(path):
+        path.unlink(missing_ok=True)
+        fsync_path(path.parent)
+    return None
+
+
+def _refuse_foreign(store: TeacherStore, path: Path, facts: dict[str, object]) -> None:
+    version = facts.get("journal_version", JOURNAL_VERSION)
+    if version != JOURNAL_VERSION:
+        raise DataError(
+            f"a journal has format version {version}; this program reads {JOURNAL_VERSION}",
+            where=str(path),
+            fix="let the raystill version that wrote it finish the run",
+        )
+    teacher = facts.get("teacher_id", store.identity.teacher_id)
+    if teacher != store.identity.teacher_id:
+        raise DataError(
+            f"a journal holds answers of teacher {teacher}; the store's is {store.identity.teacher_id}",
+            where=str(path),
+            fix="move the file back to the store that it came from",
+        )
