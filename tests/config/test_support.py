@@ -19,7 +19,6 @@ FRESH = [
 @pytest.mark.parametrize(
     ("overrides", "path", "stages"),
     [
-        ([OPEN, "teacher.open.data.download.size=64k"], "teacher.open.data.download.size", {"generate"}),
         (["teacher.closed.model.name=x"], "teacher.closed", {"generate", "score"}),
         (["assistant.model.name=x", "assistant.quantization.load_in_4bit=true"],
          "assistant.quantization.load_in_4bit", {"sft"}),

@@ -32,6 +32,7 @@ _TRANSFORMERS_ONLY = {
     f"{_OPEN}.model.attn_implementation": "vLLM has its own attention",
 }
 _VLLM_ONLY = "teacher.vllm"
+_SCHEMA_ENGINES = ("vllm", "openai")
 
 
 def find_contradictions(loaded: LoadedConfig) -> list[Problem]:
@@ -109,6 +110,61 @@ def _sampling(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where(f"{path}.max_new_tokens", "teacher.vllm.max_model_len"),
             "raise max_model_len, or lower max_new_tokens",
         )
+
+
+def _samples(loaded: LoadedConfig) -> Iterator[Problem]:
+    teacher = loaded.config.teacher
+    number = teacher.base.num_samples
+    if number == 1:
+        return
+    greedy = []
+    if teacher.open is not None and teacher.closed is None:
+        pipeline = teacher.open.pipeline
+        greedy = [f"{_OPEN}.pipeline.do_sample"] if not pipeline.do_sample else []
+        greedy += [f"{_OPEN}.pipeline.temperature"] if pipeline.temperature == 0 else []
+    elif teacher.closed is not None and teacher.closed.pipeline.temperature == 0:
+        greedy = ["teacher.closed.pipeline.temperature"]
+    if greedy:
+        yield Problem(
+            f"`teacher.base.num_samples` is {number} and decoding is greedy: all samples would be the same",
+            loaded.where("teacher.base.num_samples", *greedy),
+            "set num_samples: 1, or do_sample: true with a temperature above 0",
+        )
+
+
+def _tool_schema(loaded: LoadedConfig) -> Iterator[Problem]:
+    engine = resolve_engine(loaded.config)
+    if loaded.config.teacher.base.tool_schema is None or engine in _SCHEMA_ENGINES:
+        return
+    yield Problem(
+        f"`teacher.base.tool_schema` forces completions into a schema, which the {engine} engine can't do",
+        loaded.where("teacher.base.tool_schema", "teacher.engine"),
+        "use vLLM or a closed teacher, or remove the key and let curate drop calls that don't fit",
+    )
+
+
+def _engine_pool(loaded: LoadedConfig) -> Iterator[Problem]:
+    engines = loaded.config.teacher.vllm.num_engines
+    if isinstance(engines, list) and engines[0] > engines[1]:
+        yield Problem(
+            f"`teacher.vllm.num_engines` is {engines}: the least is more than the most",
+            loaded.where("teacher.vllm.num_engines"),
+            f"write [{engines[1]}, {engines[0]}]",
+        )
+
+
+def _download(loaded: LoadedConfig) -> Iterator[Problem]:
+    teacher = loaded.config.teacher
+    for name, section in (("open", teacher.open), ("closed", teacher.closed)):
+        if section is None:
+            continue
+        download, path = section.data.download, f"teacher.{name}.data.download"
+        if download.size is not None and download.path is not None:
+            yield Problem(
+                f"`{path}.size` and `{path}.path` are both given; a prepared dataset comes from one place",
+                loaded.where(f"{path}.size", f"{path}.path"),
+                "keep path for the local copy, or size for the hub",
+            )
 
 
 def _remote_code(loaded: LoadedConfig) -> Iterator[Problem]:
@@ -310,6 +366,10 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _teacher_choice,
     _engine_keys,
     _sampling,
+    _samples,
+    _tool_schema,
+    _engine_pool,
+    _download,
     _remote_code,
     _number_types,
     _adapters,

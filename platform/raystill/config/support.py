@@ -22,7 +22,6 @@ from raystill.errors import ConfigError, Problem
 # Which stages would have to honour a key. One that isn't listed (a whole section, such as `curate`) changes
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
-    "teacher.open.data.download.size": ("generate",),
     "teacher.closed": ("generate", "score"),
     "assistant.model.bfloat16": ("sft",),
     "assistant.quantization.load_in_4bit": ("sft",),

@@ -12,6 +12,7 @@ from raystill.config.section import Section
 from raystill.config.teacher_fields import DataSection, Temperature, TopP
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
+EngineRange = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class TeacherBase(Section):
@@ -28,8 +29,8 @@ class TeacherBase(Section):
     num_samples: Count = Field(1, description="Completions per training prompt; held-out prompts get one.")
     reasoning: Literal["drop", "keep", "train"] = Field(
         "keep",
-        description="A reasoning teacher's thoughts: drop them, keep them beside the completion, or keep and "
-        "train on them.",
+        description="A reasoning teacher's thoughts: drop them, keep them beside the completion, or train on "
+        "them as part of it.",
     )
     tool_schema: PathText | None = Field(
         None, description="JSON file of the tools that completions may call; completions are forced into it."
@@ -109,7 +110,11 @@ class SignalsSection(Section):
 class VllmSection(Section):
     """`teacher.vllm`: what only the vLLM engine has."""
 
-    num_engines: Count = Field(1, description="Engines in the Ray Data actor pool.")
+    num_engines: Count | EngineRange = Field(
+        1,
+        description="Engines in the Ray Data actor pool; [min, max] lets the pool grow while rows wait and "
+        "drain as they end.",
+    )
     tensor_parallel_size: Count = Field(1, description="GPUs per engine.")
     max_num_seqs: Count = Field(256, description="Sequences that an engine decodes at once.")
     max_num_batched_tokens: Count | None = Field(
@@ -121,6 +126,15 @@ class VllmSection(Section):
     )
     kv_cache_gib: Annotated[float, Field(gt=0.0)] = Field(2.0, description="Key/value cache on CPU in GiB.")
     enforce_eager: bool = Field(True, description="No graph compilation: starts faster.")
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
+        2,
+        description="Deaths of an engine with the same rows in flight before those run a few at a time, and "
+        "the one that kills it alone is rejected (engine_died).",
+    )
+    stall_timeout_s: Annotated[float, Field(gt=0.0)] = Field(
+        1800.0,
+        description="An engine that finishes no row for so many seconds counts as dead and is started again.",
+    )
 
 
 class StoreSection(Section):

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.section import Section, not_yet
+from raystill.config.general import PathText
+from raystill.config.section import Section
 
 Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -16,7 +17,14 @@ DownloadSize = Literal["16k", "32k", "64k"]
 class DownloadSection(Section):
     """`teacher.*.data.download`: a prepared dataset instead of generating."""
 
-    size: DownloadSize | None = not_yet(None, "Variant of a prepared teacher dataset to fetch.")
+    size: DownloadSize | None = Field(
+        None, description="Variant of the prepared teacher dataset to fetch from the hub."
+    )
+    path: PathText | None = Field(
+        None,
+        description="Local copy of a prepared dataset, instead of the hub: JSONL, Parquet, or a directory of "
+        "such files.",
+    )
 
 
 class DataSection(Section):

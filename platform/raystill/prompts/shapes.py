@@ -6,7 +6,8 @@
     alpaca       instruction, input (may be empty); optional output -> reference, system
     sharegpt     conversations: [{from, value}, ...]; a final gpt turn becomes the reference; optional system
 
-Every shape honours the optional columns id, task (text, exact, tool_call) and reference. Content is kept byte
+Every shape honours the optional columns id, task (text, exact, tool_call), reference and sampling (see
+`raystill.text.row_sampling`). Content is kept byte
 for byte but for line endings, which become LF: no Unicode normalisation, because an id or a file name in a
 prompt means its own bytes. Anything else in a message but role and content (such as a name) is left out;
 tool calls and multi-part content are refused, because leaving them out would change the prompt's meaning.
@@ -23,6 +24,7 @@ from raystill.errors import DataError
 from raystill.prompts.rows import BadRow, RawRow, excerpt_of
 from raystill.prompts.sources import Shape, Source
 from raystill.text.prompt_row import TaskKind
+from raystill.text.row_sampling import RowSampling, parse_row_sampling
 
 ROLES = ("system", "user", "assistant", "tool")
 _TASKS: tuple[TaskKind, ...] = get_args(TaskKind)
@@ -65,6 +67,7 @@ class RawPrompt:
     reference: str | None
     id: str | None
     id_is_required: bool
+    sampling: RowSampling | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ def _parse_row(source: Source, source_index: int, layout: Layout, row: RawRow) -
         reference=reference,
         id=_parse_id(value.get(source.id_column or "id"), source.id_column),
         id_is_required=source.id_column is not None,
+        sampling=_parse_sampling(value.get("sampling"), layout),
     )
 
 
@@ -266,6 +270,15 @@ def _parse_task(task: Any, reference: str | None) -> TaskKind:
         raise _RowError("reference", f"task {task} needs a reference to compare with")
     kind: TaskKind = task
     return kind
+
+
+def _parse_sampling(value: Any, layout: Layout) -> RowSampling | None:
+    if layout.column == "sampling":
+        return None
+    try:
+        return parse_row_sampling(value)
+    except ValueError as error:
+        raise _RowError("sampling", str(error)) from error
 
 
 def _parse_id(value: Any, id_column: str | None) -> str | None:

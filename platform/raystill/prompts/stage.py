@@ -77,6 +77,9 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     from raystill.text.tokenizer import TOKENIZER_FILES
 
     fingerprints = fingerprint_sources(config)
+    tool_schema = config.teacher.base.tool_schema
+    if tool_schema is not None and Path(tool_schema).expanduser().is_file():
+        fingerprints["tool schema"] = sha256_file(Path(tool_schema).expanduser())
     if config.teacher.open is None:
         return fingerprints
     directory = Path(config.teacher.open.model.name).expanduser()
@@ -89,6 +92,7 @@ def fingerprint_external(config: Config) -> dict[str, str]:
 
 def _load_teacher_chat(config: Config) -> ChatFormat:
     from raystill.text.chat import load_chat_format
+    from raystill.text.tool_schema import offer_tools
 
     teacher = config.teacher.open
     if teacher is None:
@@ -97,12 +101,13 @@ def _load_teacher_chat(config: Config) -> ChatFormat:
             where="teacher.open",
             fix="set teacher.open.model.name; closed teachers are not supported yet",
         )
-    return load_chat_format(
+    chat = load_chat_format(
         teacher.model.name,
         revision=teacher.model.revision,
         trust_remote_code=teacher.model.trust_remote_code,
         use_fast=teacher.tokenizer.use_fast,
     )
+    return offer_tools(chat, config.teacher.base.tool_schema)
 
 
 STAGE = Stage(
@@ -111,6 +116,7 @@ STAGE = Stage(
         "datasets",
         "prompts",
         "teacher.base.prompt_length",
+        "teacher.base.tool_schema",
         "teacher.open.model.name",
         "teacher.open.model.revision",
         "teacher.open.model.trust_remote_code",

@@ -25,6 +25,7 @@ from raystill.prompts.split import compute_splits
 from raystill.run.publish import publish_file
 from raystill.text.chat import ChatFormat
 from raystill.text.prompt_row import Prompt
+from raystill.text.row_sampling import RowSampling
 
 OverLength = Literal["keep", "drop", "error"]
 
@@ -148,6 +149,7 @@ def build_table(
             task=raw.task,
             reference=raw.reference,
             num_tokens=num_tokens,
+            sampling=raw.sampling,
         )
         for (raw, num_tokens), row_id, split in zip(kept, ids, splits, strict=True)
     ]
@@ -187,10 +189,10 @@ def _with_system(rows: Iterable[RawPrompt], system: str | None) -> Iterator[RawP
 
 
 def _dedupe(rows: Iterable[RawPrompt], account: RowAccount) -> list[RawPrompt]:
-    """One row per exact list of messages; which one does not depend on the order inside a source."""
+    """One row per exact list of messages and sampling; which one does not depend on a source's order."""
     best: dict[bytes, RawPrompt] = {}
     for row in rows:
-        key = hashlib.sha256(_canonical(row.messages)).digest()
+        key = hashlib.sha256(_identity(row.messages, row.sampling)).digest()
         if key not in best:
             best[key] = row
             continue
@@ -278,16 +280,22 @@ def assign_ids(rows: Sequence[RawPrompt]) -> tuple[list[str], list[int]]:
         row.source_index for row in rows if not row.id_is_required and (row.id is None or owners[row.id] > 1)
     }
     ids = [
-        row.id if row.id is not None and row.source_index not in unsound else content_id(row.messages)
+        row.id
+        if row.id is not None and row.source_index not in unsound
+        else content_id(row.messages, row.sampling)
         for row in rows
     ]
     has_ids = {row.source_index for row in rows if row.id is not None}
     return ids, sorted(unsound & has_ids)
 
 
-def content_id(messages: Sequence[dict[str, str]]) -> str:
-    """The id of a prompt that brings none: a hash of its messages."""
-    return hashlib.sha256(_canonical(messages)).hexdigest()[:_ID_HEX_DIGITS]
+def content_id(messages: Sequence[dict[str, str]], sampling: RowSampling | None = None) -> str:
+    """The id of a prompt that brings none: a hash of its messages, and of its own sampling if it has some."""
+    return hashlib.sha256(_identity(messages, sampling)).hexdigest()[:_ID_HEX_DIGITS]
+
+
+def _identity(messages: Sequence[dict[str, str]], sampling: RowSampling | None) -> bytes:
+    return _canonical(messages if sampling is None else [messages, sampling])
 
 
 def _require_ids(rows: Sequence[RawPrompt]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,13 +82,15 @@ class TrainingExample(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer and its chat template. `extra_eos_token_ids` come from the model's generation config.
+    """A tokenizer and its chat template. `extra_eos_token_ids` come from the model's generation config;
+    `tools` (OpenAI format) are offered in every prompt, see `with_tools`.
 
     Construction raises ConfigError if the tokenizer has no chat template.
     """
 
     tokenizer: PreTrainedTokenizerBase
     extra_eos_token_ids: tuple[int, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -97,6 +99,14 @@ class ChatFormat:
                 where=f"tokenizer {self.tokenizer.name_or_path}",
                 fix="use the model's instruction-tuned variant, or put a chat_template.jinja beside it",
             )
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> ChatFormat:
+        """This format with `tools` offered in its prompts; the format itself where its template ignores them.
+
+        Raises DataError if the template refuses the tools.
+        """
+        offering = replace(self, tools=tuple(tools))
+        return offering if offering.render_text(_PROBE) != self.render_text(_PROBE) else self
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -129,6 +139,7 @@ class ChatFormat:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in self.tools] or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )

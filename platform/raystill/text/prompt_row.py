@@ -7,6 +7,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from raystill.text.row_sampling import RowSampling
+
 Split = Literal["train", "eval"]
 TaskKind = Literal["text", "exact", "tool_call"]
 
@@ -16,7 +18,8 @@ class Prompt:
     """One prompt. `messages` is a list of {"role", "content"}; `reference` is the right answer where known.
 
     `task` says how a completion is judged: `text` (no exact answer), `exact` (equal after stripping),
-    `tool_call` (one JSON object with `name` and `arguments`).
+    `tool_call` (one JSON object with `name` and `arguments`). `sampling` is what the row asks for itself, see
+    `parse_row_sampling`.
     """
 
     id: str
@@ -26,6 +29,7 @@ class Prompt:
     task: TaskKind
     reference: str | None
     num_tokens: int
+    sampling: RowSampling | None = None
 
 
 PROMPT_SCHEMA = pa.schema(
@@ -37,5 +41,6 @@ PROMPT_SCHEMA = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("reference", pa.string()),
         pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("sampling", pa.string()),  # JSON
     ]
 )

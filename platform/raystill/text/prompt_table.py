@@ -26,6 +26,7 @@ def save_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
             "task": prompt.task,
             "reference": prompt.reference,
             "num_tokens": prompt.num_tokens,
+            "sampling": prompt.sampling and json.dumps(prompt.sampling, ensure_ascii=False, sort_keys=True),
         }
         for prompt in prompts
     ]
@@ -72,4 +73,5 @@ def iter_prompt_batches(
 
 
 def _to_prompt(row: dict[str, Any]) -> Prompt:
-    return Prompt(**{**row, "messages": json.loads(row["messages"])})
+    sampling = row["sampling"] and json.loads(row["sampling"])
+    return Prompt(**{**row, "messages": json.loads(row["messages"]), "sampling": sampling})

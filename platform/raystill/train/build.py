@@ -15,6 +15,7 @@ from raystill.errors import ConfigError, DataError, RemoteError
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.text.tokenizer import ensure_pad_token, is_local_name
+from raystill.text.tool_schema import offer_tools
 from raystill.train.settings import TrainSettings, TrainStageName, starts_from_sft, trained_model
 from raystill.train.student import Student, validate_head
 
@@ -25,8 +26,13 @@ def load_student_chat(config: Config, paths: RunPaths, stage: TrainStageName) ->
     """The tokenizer and chat template of the model that the stage trains.
 
     The SFT model's where distill starts from it; else the assistant's; else `student.tokenizer`, the base
-    model's or the teacher's. Raises ConfigError if none of them is given.
+    model's or the teacher's. Offers the tools that the teacher was offered, where its template takes tools.
+    Raises ConfigError if none of them is given.
     """
+    return offer_tools(_own_chat(config, paths, stage), config.teacher.base.tool_schema)
+
+
+def _own_chat(config: Config, paths: RunPaths, stage: TrainStageName) -> ChatFormat:
     if stage == "distill" and starts_from_sft(config):
         return load_chat_format(str(paths.model("sft").resolve()))
     if trained_model(config, stage) == "assistant":
