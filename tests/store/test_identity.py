@@ -57,6 +57,13 @@ def test_whatever_decides_the_answer_changes_the_key(change: dict[str, Any]) -> 
     assert key(**change) != key()
 
 
+def test_samples_of_one_request_share_a_partition_and_nothing_else() -> None:
+    keys = [key(sample_index=index) for index in range(200)]
+    assert len(set(keys)) == 200
+    assert {partition_of(each, 4096) for each in keys} == {partition_of(key(), 4096)}
+    assert len({row_seed(each) for each in keys}) == 200
+
+
 def test_keeping_more_logprobs_or_rewording_the_licence_does_not_ask_again() -> None:
     other = IDENTITY.model_copy(update={"num_logprobs": 64, "licence_note": "x", "logprob_policy": "y"})
     assert key(identity=other) == key()

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from raystill.store.records import FORMAT_VERSION, Int32Array
 
 KEY_LENGTH = 32
+_PARTITION_DIGITS = 15
+_PARTITION_BITS = 4 * _PARTITION_DIGITS
 _NOT_THE_TEACHER = {"format_version", "num_logprobs", "logprob_policy", "licence_note"}
 
 
@@ -59,8 +61,22 @@ def request_key(
     """The 32 hex digits that name one request.
 
     `prompt` is the rendered prompt: token ids where the engine takes ids, text otherwise. `sampling` holds
-    whatever the engine is told about drawing; 1 and 1.0 are the same value.
+    whatever the engine is told about drawing; 1 and 1.0 are the same value. All samples of one request share
+    the first half of their keys, hence their partition: they are generated and stored side by side.
     """
+    own = _key_of(identity, prompt, sampling, seed, sample_index)
+    if sample_index == 0:
+        return own
+    return _key_of(identity, prompt, sampling, seed, 0)[: KEY_LENGTH // 2] + own[KEY_LENGTH // 2 :]
+
+
+def _key_of(
+    identity: StoreIdentity,
+    prompt: Int32Array | Sequence[int] | str,
+    sampling: Mapping[str, Any],
+    seed: int,
+    sample_index: int,
+) -> str:
     digest = hashlib.sha256()
     head = {
         "teacher": identity.teacher_id,
@@ -83,8 +99,13 @@ def row_seed(key: str) -> int:
 
 
 def partition_of(key: str, num_partitions: int) -> int:
-    """The partition that holds `key`."""
-    return int(key[:15], 16) % num_partitions
+    """The partition that holds `key`: partitions are equal ranges of the key's first 60 bits, in order."""
+    return int(key[:_PARTITION_DIGITS], 16) * num_partitions >> _PARTITION_BITS
+
+
+def partition_start(partition: int, num_partitions: int) -> int:
+    """The smallest value of a key's first 60 bits that lies in `partition`."""
+    return -(-(partition << _PARTITION_BITS) // num_partitions)
 
 
 def differing_fields(stored: StoreIdentity, wanted: StoreIdentity) -> list[str]:

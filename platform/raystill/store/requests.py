@@ -22,17 +22,19 @@ REQUEST_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
+        pa.field("sample_index", pa.int32(), nullable=False),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a run: its key in the store, the prompt, and the side of this run's split."""
+    """One request of a run: its key in the store, the prompt, the side of this run's split, the sample."""
 
     key: str
     prompt_id: str
     split: str
+    sample_index: int = 0
 
 
 def save_requests(path: Path, requests: Iterable[Request]) -> None:
@@ -42,13 +44,22 @@ def save_requests(path: Path, requests: Iterable[Request]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, REQUEST_SCHEMA), temporary, compression="zstd")
 
 
+def load_requests(path: Path) -> list[Request]:
+    """A run's requests, sorted by key. Raises DataError if the table can't be read."""
+    return [Request(**row) for row in _read_table(path).to_pylist()]
+
+
 def load_request_keys(path: Path, split: str | None = None) -> frozenset[str]:
     """Keys of a run's requests, of one split or of all. Raises DataError if the table can't be read."""
+    table = _read_table(path)
+    rows = zip(table.column("key").to_pylist(), table.column("split").to_pylist(), strict=True)
+    return frozenset(key for key, side in rows if split is None or side == split)
+
+
+def _read_table(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path, schema=REQUEST_SCHEMA)
+        return pq.read_table(path, schema=REQUEST_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             "the run's list of requests can't be read", where=str(path), fix="raystill generate --fresh"
         ) from error
-    rows = zip(table.column("key").to_pylist(), table.column("split").to_pylist(), strict=True)
-    return frozenset(key for key, side in rows if split is None or side == split)
