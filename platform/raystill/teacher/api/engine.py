@@ -1,0 +1,223 @@
+"""The openai engine: one row to one answer, through the gate, as often as it takes and is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raystill.errors import ConfigError
+from raystill.store.records import Int32Array, TopKSignal
+from raystill.teacher.api.answers import read_answer
+from raystill.teacher.api.budget import Prices
+from raystill.teacher.api.client import Answered, ApiClient
+from raystill.teacher.api.gate import Ask, Gate, Permit, Settlement
+from raystill.teacher.api.ledger import RiskEntry
+from raystill.teacher.api.outcomes import Failure, abort_error, backoff_seconds
+from raystill.teacher.api.token_logprobs import TokenMap
+from raystill.teacher.api.wire import BodyShape, build_body
+from raystill.teacher.engine import Generation, GenerationRequest, ScoreRequest, Usage
+from raystill.teacher.errors import EngineRowError
+from raystill.teacher.reasoning import ReasoningMode
+
+if TYPE_CHECKING:
+    from raystill.text.chat import ChatFormat
+
+# Rows that wait for their next attempt hold no place: fresh rows are sent meanwhile.
+_ROWS_PER_PLACE = 2
+_SPARE_ROWS = 64
+_MESSAGE_TOKENS = 8
+# Tokens per UTF-8 byte of prompts: at most one; until answers say what is usual, a third.
+_FIRST_TOKENS_PER_BYTE = 1.0 / 3.0
+
+
+class ApiRowError(EngineRowError):
+    """A row that is given up: after how many requests, and what they were billed."""
+
+    def __init__(self, failure: Failure, attempts: int, cost_usd: float) -> None:
+        super().__init__(failure.code, failure.message)
+        self.failure = failure
+        self.attempts = attempts
+        self.cost_usd = cost_usd
+
+
+@dataclass(frozen=True)
+class PaidAttempts:
+    """Requests of an answered row that were billed and not used."""
+
+    key: str
+    code: str
+    reason: str
+    attempts: int
+    cost_usd: float
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the engine needs to know; nothing in it is secret."""
+
+    shape: BodyShape
+    prices: Prices
+    where: str
+    max_in_flight: int
+    max_attempts: int
+    reasoning: ReasoningMode
+
+
+def rows_in_flight(max_in_flight: int) -> int:
+    """Rows that keep the gate supplied while others wait for their next attempt."""
+    return _ROWS_PER_PLACE * max_in_flight + _SPARE_ROWS
+
+
+class OpenAIEngine:
+    """`TeacherEngine` over HTTP. `on_risk` hears of requests that may be billed unanswered, `on_paid` of
+    billed attempts before a row's answer. `chat` is the served model's, where it is known.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        client: ApiClient,
+        gate: Gate,
+        *,
+        on_risk: Callable[[RiskEntry], None],
+        on_paid: Callable[[PaidAttempts], None],
+        chat: ChatFormat | None = None,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._gate = gate
+        self._on_risk = on_risk
+        self._on_paid = on_paid
+        self._chat = chat
+        self._tokens = TokenMap(chat.tokenizer) if chat is not None else None
+        self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
+        self._noise = random.Random()
+
+    @property
+    def rows_in_flight(self) -> int:
+        """See `rows_in_flight`."""
+        return rows_in_flight(self._settings.max_in_flight)
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """One row's answer, after as many attempts as it takes.
+
+        Raises ApiRowError for a row that is given up, and the error that the gate is closed with: a refused
+        key, a model that isn't there, a budget that is used up.
+        """
+        body = build_body(self._settings.shape, request)
+        most_prompt_tokens = self._most_prompt_tokens(request, body)
+        worst = self._settings.prices.worst_case(most_prompt_tokens, request.sampling.max_new_tokens)
+        paid, wasted = 0.0, 0
+        for attempt in range(1, self._settings.max_attempts + 1):
+            permit = await self._gate.acquire(
+                Ask(self._expected_prompt_tokens(request, body), worst, attempt > 1)
+            )
+            outcome = await self._send_once(request, body, permit, attempt)
+            if isinstance(outcome, Generation):
+                if wasted:
+                    why = "billed, and not usable"
+                    self._on_paid(PaidAttempts(request.key, "paid_retry", why, wasted, paid))
+                return outcome
+            if outcome.usage is not None and outcome.usage.cost_usd:
+                paid, wasted = paid + outcome.usage.cost_usd, wasted + 1
+            if outcome.action == "abort":
+                error = abort_error(outcome, self._settings.where)
+                await self._gate.close(error)
+                raise error
+            if outcome.action == "reject" or attempt == self._settings.max_attempts:
+                raise ApiRowError(outcome, attempt, paid)
+            await asyncio.sleep(outcome.retry_after or 0.0)
+        raise AssertionError("max_attempts is at least 1")
+
+    async def score(self, request: ScoreRequest) -> TopKSignal:
+        """Raises ConfigError: no chat API takes a completion and returns its logprobs."""
+        raise ConfigError(
+            "an endpoint can't score completions: chat APIs return logprobs of what they generate only",
+            where="teacher.closed",
+            fix="add a teacher.open that scores the answers, or set teacher.signals.capture: generation "
+            "where the endpoint returns logprobs",
+        )
+
+    def shutdown(self) -> None:
+        """There is no process to end; the owner closes the client."""
+
+    async def _send_once(
+        self, request: GenerationRequest, body: bytes, permit: Permit, attempt: int
+    ) -> Generation | Failure:
+        """One request; the permit goes back whatever happens. A failure comes with the wait to follow it."""
+        settlement, code = Settlement(at_risk_usd=permit.reserved_usd), "interrupted"
+        try:
+            sent = await self._client.send(request.key, body)
+            outcome = self._read(request, sent, permit)
+            if isinstance(outcome, Failure):
+                wait = backoff_seconds(attempt, outcome.retry_after, self._noise)
+                outcome, code = replace(outcome, retry_after=wait), outcome.code
+            settlement = self._settle(request, body, outcome, permit)
+        finally:
+            await self._gate.release(permit, settlement)
+            if settlement.at_risk_usd:
+                self._on_risk(RiskEntry(request.key, code, settlement.at_risk_usd))
+        return outcome
+
+    def _read(
+        self, request: GenerationRequest, sent: Answered | Failure, permit: Permit
+    ) -> Generation | Failure:
+        if isinstance(sent, Failure):
+            usage = sent.usage and self._settings.prices.priced(sent.usage)
+            return replace(sent, usage=usage)
+        outcome = read_answer(
+            request,
+            sent,
+            self._settings.prices,
+            reasoning=self._settings.reasoning,
+            tokens=self._tokens,
+            end_token_ids=self._chat.eos_token_ids if self._chat is not None else (),
+        )
+        if isinstance(outcome, Failure):
+            return outcome
+        if outcome.usage is None:
+            # Nobody says what it cost: the most that it can have is what counts.
+            limit = request.sampling.max_new_tokens
+            outcome = replace(outcome, usage=Usage(0, limit, cost_usd=permit.reserved_usd))
+        return self._tokenised(outcome)
+
+    def _settle(
+        self, request: GenerationRequest, body: bytes, outcome: Generation | Failure, permit: Permit
+    ) -> Settlement:
+        usage = outcome.usage
+        if isinstance(outcome, Generation):
+            assert usage is not None
+            if usage.prompt_tokens:
+                self._tokens_per_byte += 0.05 * (usage.prompt_tokens / len(body) - self._tokens_per_byte)
+            total = usage.prompt_tokens + usage.completion_tokens
+            return Settlement(total, usage.completion_tokens, usage.cost_usd)
+        if usage is not None:
+            return Settlement(usage.prompt_tokens + usage.completion_tokens, None, usage.cost_usd)
+        if outcome.may_be_billed:
+            return Settlement(at_risk_usd=permit.reserved_usd)
+        throttled = outcome.retry_after if outcome.action == "throttle" else None
+        return Settlement(tokens=0, throttled_seconds=throttled)
+
+    def _tokenised(self, generation: Generation) -> Generation:
+        """Ids of the text, where the tokenizer is known and no logprobs came with ids of their own."""
+        if self._chat is None or len(generation.completion_token_ids) or generation.tool_calls is not None:
+            return generation
+        ids = self._chat.tokenizer.encode(generation.completion or "", add_special_tokens=False)
+        if generation.finish_reason == "stop":
+            ids = [*ids, self._chat.turn_end_id]
+        token_ids: Int32Array = np.asarray(ids, np.int32)
+        return replace(generation, completion_token_ids=token_ids)
+
+    def _expected_prompt_tokens(self, request: GenerationRequest, body: bytes) -> float:
+        return float(len(request.prompt_token_ids)) or len(body) * self._tokens_per_byte
+
+    def _most_prompt_tokens(self, request: GenerationRequest, body: bytes) -> int:
+        """A token is at least one byte of the text, so this many at most; a tokenizer says exactly."""
+        if len(request.prompt_token_ids):
+            return len(request.prompt_token_ids) + _MESSAGE_TOKENS
+        return len(body)

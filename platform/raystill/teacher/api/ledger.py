@@ -1,0 +1,102 @@
+"""What a store has cost, from the disk alone: rows, rejects, and requests that may be billed unanswered.
+
+Costs of rows and rejects stand in the store's commits. Requests that ended without an answer (a timeout, a
+connection that broke) are written here: JSON lines under the store, one file per process, appended and
+fsynced. So a budget holds over the store's life, and a kill loses no count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from raystill.run.publish import disk_faults, fsync_path, make_directory
+from raystill.store.commit import load_commits
+from raystill.store.store import TeacherStore
+
+
+@dataclass(frozen=True)
+class RiskEntry:
+    """A request that may be billed although no answer came, and the most that it can cost."""
+
+    key: str
+    code: str
+    at_risk_usd: float
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a store has cost: answers that are rows, answers that are not, and what may be billed besides."""
+
+    rows_usd: float
+    rejects_usd: float
+    at_risk_usd: float
+
+    @property
+    def spent_usd(self) -> float:
+        """What was billed."""
+        return self.rows_usd + self.rejects_usd
+
+
+class RiskLedger:
+    """Appends entries; one per process and thread. Opens its file with the first entry."""
+
+    def __init__(self, store: TeacherStore) -> None:
+        self._path = ledger_directory(store) / f"{os.getpid()}.{secrets.token_hex(6)}.jsonl"
+        self._stream: TextIO | None = None
+
+    def append(self, entries: Sequence[RiskEntry]) -> None:
+        """Append `entries` durably. Raises EnvironmentFault for a full disk."""
+        if not entries:
+            return
+        with disk_faults(self._path):
+            if self._stream is None:
+                make_directory(self._path.parent)
+                self._stream = self._path.open("a", encoding="utf-8")
+                fsync_path(self._path.parent)
+            self._stream.write("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def ledger_directory(store: TeacherStore) -> Path:
+    """Where a store's ledger files are."""
+    return store.layout.root / "ledger"
+
+
+def load_spending(store: TeacherStore) -> Spending:
+    """Recompute what the store has cost. Reads commit records and the ledger, no part.
+
+    Answers that are still in a journal are not counted: recover them first.
+    """
+    costs: dict[str, list[float]] = {"rows": [], "rejects": []}
+    for partition in range(store.num_partitions):
+        # Two writers may have paid for the same key: both were billed.
+        costs["rows"] += [commit.cost_usd for commit in load_commits(store, partition, "rows")]
+        costs["rejects"] += [commit.cost_usd for commit in load_commits(store, partition, "rejects")]
+    at_risk = [entry.at_risk_usd for entry in load_risks(store)]
+    return Spending(math.fsum(costs["rows"]), math.fsum(costs["rejects"]), math.fsum(at_risk))
+
+
+def load_risks(store: TeacherStore) -> list[RiskEntry]:
+    """Every entry of the store's ledger; the torn last line of a killed process is left out."""
+    entries = []
+    for path in sorted(ledger_directory(store).glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(RiskEntry(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+    return entries
