@@ -1,4 +1,4 @@
-"""`raystill store stats|verify`: look into a teacher store. Only `verify --quarantine` changes anything."""
+"""`raystill store stats|verify|import|export`: look into a teacher store, exchange it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
+from raystill.cli.store_formats_commands import export_answers, import_answers
 from raystill.cli.terminal import RESULTS, human_bytes, print_json
 from raystill.errors import DataError, Problem
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_KEYS = 5
 store_app = typer.Typer(no_args_is_help=True, help="Look into a teacher store.")
+store_app.command("import")(import_answers)
+store_app.command("export")(export_answers)
 Quarantine = Annotated[
     bool, typer.Option("--quarantine", help="Set damaged parts aside, so that generate and score redo them.")
 ]
