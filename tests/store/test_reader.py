@@ -220,9 +220,10 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path: Path) -> N
 def test_an_unknown_codec_or_format_is_refused_by_name(tmp_path: Path) -> None:
     store = build_store(tmp_path / "store", [make_row(1)], num_partitions=1)
     path = next(store.layout.commits(0).iterdir())
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    head, _, keys = path.read_bytes().partition(b"\n")
+    facts = json.loads(head)
     for change in ({"codec": "hidden-bf16-v1"}, {"format_version": 7, "surprise": 1}):
-        path.write_text(json.dumps(facts | change), encoding="utf-8")
+        path.write_bytes(json.dumps(facts | change).encode() + b"\n" + keys)
         with pytest.raises(DataError, match=r"hidden-bf16-v1|format version 7"):
             load_rows(store)
 

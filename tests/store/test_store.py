@@ -61,7 +61,11 @@ def test_foreign_files_and_a_file_in_the_way_are_left_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        (
+            {"format_version": 1, "written_by": "raystill 0.0.9"},
+            "version 1, written by raystill 0.0.9; .* reads 2",
+        ),
+        ({"format_version": 3, "written_by": "raystill 2.0"}, "version 3, written by raystill 2.0"),
         ({"num_partitions": 0}, "num_partitions is 0"),
         ({"num_partitions": "many"}, "wrong type"),
         ({"identity": {"teacher": "x"}}, "wrong type"),

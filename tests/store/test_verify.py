@@ -20,8 +20,10 @@ from store_builder import (
 from raystill.errors import DataError
 from raystill.run.publish import sha256_file
 from raystill.store.codec import rows_to_table
-from raystill.store.commit import load_commits, save_commit
+from raystill.store.commit import load_commits
+from raystill.store.commit_record import save_commit
 from raystill.store.content import content_digest
+from raystill.store.keys import pack_keys
 from raystill.store.reader import committed_keys, load_rows
 from raystill.store.records import TeacherRow
 from raystill.store.repair import quarantine_damaged
@@ -87,7 +89,7 @@ def test_content_that_differs_from_the_commit_is_found_even_with_a_right_checksu
     assert "not what was committed" in verify_store(store.path).damaged[0].what
     rewrite(store, inside[::-1])
     assert "keys are not those" in verify_store(store.path).damaged[0].what
-    rewrite(store, [outside], keys=(outside.key,))
+    rewrite(store, [outside], packed_keys=pack_keys([outside.key]), num_rows=1)
     assert "does not belong to partition 0" in verify_store(store.path).damaged[0].what
 
 
@@ -111,7 +113,7 @@ def test_another_files_format_is_found(store: TeacherStore) -> None:
 
 def test_a_renamed_or_moved_commit_is_found(store: TeacherStore) -> None:
     path = load_commits(store, 0)[0].path(store)
-    path.rename(path.with_name("rows-0000000000000-1.aaaaaaaaaaaa-000001.json"))
+    path.rename(path.with_name("rows-0000000000000-1.aaaaaaaaaaaa-000001.commit"))
     assert not verify_store(store.path).ok
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import disk_faults, fsync_path
-from raystill.store.commit import CommitRecord, load_commits
+from raystill.store.commit import load_commits
+from raystill.store.commit_record import CommitRecord
 from raystill.store.identity import partition_of
 from raystill.store.journal_record import (
     JOURNAL_VERSION,

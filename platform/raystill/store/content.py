@@ -9,7 +9,8 @@ from collections.abc import Collection
 import pyarrow as pa
 
 from raystill.store.codec import iter_table_rejects, iter_table_rows, list_signals
-from raystill.store.commit import DIGEST_MODULUS, kept_rows, load_commits
+from raystill.store.commit import kept_rows, load_commits
+from raystill.store.commit_record import DIGEST_MODULUS
 from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.layout import Kind
 from raystill.store.reader import read_part
@@ -34,7 +35,7 @@ def content_digest(store: TeacherStore, kinds: Collection[Kind] = _ROWS) -> str:
                     total += int(commit.digest_sum, 16)
                     count += commit.num_rows
                 else:
-                    total += _digest_sum(kind, read_part(store, commit).take(pa.array(kept, pa.int64())))
+                    total += _digest_sum(kind, read_part(store, commit).take(pa.array(kept)))
                     count += len(kept)
         facts[kind] = (count, f"{total % DIGEST_MODULUS:064x}")
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,15 +1,24 @@
 """Every path inside a store directory, and the names of its parts. Pure: nothing here touches the disk.
 
     <store>/
-      store.json                                     identity, number of partitions; written first
+      store.json                                     format, identity, number of partitions; written first
       partitions/p0003/part-<stem>.parquet           rows (text, ids, and signals captured with generation)
       scores/p0003/part-<stem>.parquet               signals written by the score stage, by key
       rejects/p0003/part-<stem>.parquet              requests that failed for good
-      commits/p0003/<kind>-<stem>.json               a part exists only if its commit does
-      journals/<stem>.journal                        answers of APIs that no part holds yet; never read by readers
+      commits/p0003/<kind>-<stem>.commit             a part exists only if its commit does
+      indexes/p0003.index                            copies of many commits in one file; may be deleted
+      journals/<stem>.journal                        answers of APIs that no part holds yet
       journals/recovery.lock                         held while journals of dead writers become parts
       writers/<writer>.lock                          held while that writer's process lives
       quarantine/                                    damaged parts and their commits, moved aside
+
+A commit is one line of JSON (what the part holds, its sha256, the commit's own) and then the part's keys,
+16 bytes each. Partitions are ranges of keys: a key's first 60 bits k give floor(k * num_partitions / 2^60). An
+index is one line of JSON (the names and sizes of the commits, a sha256) and then those commits unchanged; the
+commits themselves decide, and one that an index lacks is read from its own file. A commit may retire others,
+which then count as deleted, wherever they still are.
+
+Format 1 had commits in JSON with all keys as text, partitions by remainder and no journals.
 
 A stem is `<milliseconds>-<writer>-<seq>`: unique without coordination, and older parts come first by name.
 `partitions/*/*.parquet` is plain Parquet for pandas, DuckDB and `datasets`.
@@ -26,7 +35,7 @@ Kind = Literal["rows", "scores", "rejects"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _FOLDERS: dict[Kind, str] = {"rows": "partitions", "scores": "scores", "rejects": "rejects"}
-_WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6}\.(?:parquet|json|journal)$")
+_WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6,}\.(?:parquet|commit|journal)$")
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,16 @@ class StoreLayout:
 
     def commit(self, kind: Kind, partition: int, stem: str) -> Path:
         """The commit record of a part."""
-        return self.commits(partition) / f"{kind}-{stem}.json"
+        return self.commits(partition) / commit_name(kind, stem)
+
+    def commit_index(self, partition: int) -> Path:
+        """Copies of a partition's commits in one file."""
+        return self.root / "indexes" / f"{partition_name(partition)}.index"
+
+    @property
+    def repack_lock(self) -> Path:
+        """Held while parts are merged; no writer starts meanwhile."""
+        return self.root / "repack.lock"
 
     @property
     def journals(self) -> Path:
@@ -82,6 +100,17 @@ class StoreLayout:
 def partition_name(partition: int) -> str:
     """`p0003`."""
     return f"p{partition:04d}"
+
+
+def commit_name(kind: Kind, stem: str) -> str:
+    """What the file of a part's commit is called."""
+    return f"{kind}-{stem}.commit"
+
+
+def kind_and_stem(name: str) -> tuple[str, str]:
+    """The kind and the stem of a commit whose file is called `name`."""
+    kind, _, stem = name.removesuffix(".commit").partition("-")
+    return kind, stem
 
 
 def part_stem(milliseconds: int, writer: str, sequence: int) -> str:

@@ -23,7 +23,9 @@ from raystill.store.codec import (
     list_signals,
     view_signal,
 )
-from raystill.store.commit import CommitRecord, kept_rows, load_commits
+from raystill.store.commit import kept_rows, load_commits
+from raystill.store.commit_record import CommitRecord
+from raystill.store.keys import KeySet, Keys, pack_column
 from raystill.store.layout import Kind
 from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, Int32Array, TeacherRow, TopKSignal
 from raystill.store.selfcheck import check_sampled
@@ -33,15 +35,16 @@ SCHEMAS: dict[Kind, pa.Schema] = {"rows": ROW_SCHEMA, "scores": SCORE_SCHEMA, "r
 
 
 def committed_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> set[str]:
+    """Keys of one partition that are stored, as text. Opens no Parquet file. Raises like `stored_keys`."""
+    return {key for commit in _present_commits(store, partition, kind) for key in commit.keys}
+
+
+def stored_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> KeySet:
     """Keys of one partition that are stored: what need not be asked again. Opens no Parquet file.
 
-    Raises DataError where a committed part is missing or has another size.
+    16 bytes per key. Raises DataError where a committed part is missing or has another size.
     """
-    keys: set[str] = set()
-    for commit in load_commits(store, partition, kind):
-        check_present(store, commit)
-        keys.update(commit.keys)
-    return keys
+    return KeySet.from_packed([commit.packed_keys for commit in _present_commits(store, partition, kind)])
 
 
 def keys_to_score(store: TeacherStore, partition: int, num_logprobs: int) -> set[str]:
@@ -91,7 +94,7 @@ def iter_tables(
     for partition in range(store.num_partitions) if partitions is None else partitions:
         commits = load_commits(store, partition, kind)
         for commit, kept in zip(commits, kept_rows(commits), strict=True):
-            if kept == []:
+            if kept is not None and len(kept) == 0:
                 continue
             table = read_part(store, commit, needed)
             if kept is not None:
@@ -176,6 +179,13 @@ def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataErr
         fix="restore the file from a copy, or set damage aside with `raystill store verify --quarantine` and "
         f"run `raystill {stage} --fresh`: only what is lost is asked again",
     )
+
+
+def _present_commits(store: TeacherStore, partition: int, kind: Kind) -> list[CommitRecord]:
+    commits = load_commits(store, partition, kind)
+    for commit in commits:
+        check_present(store, commit)
+    return commits
 
 
 def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:

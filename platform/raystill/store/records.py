@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raystill.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 RejectStage = Literal["generate", "score"]
 

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from raystill.errors import DataError
 from raystill.run.publish import fsync_path, make_directory
-from raystill.store.commit import list_commit_paths, load_commit
+from raystill.store.commit_record import list_commit_paths, load_commit
 from raystill.store.layout import writer_of
 from raystill.store.store import TeacherStore
 from raystill.store.verify import Damage, VerifyReport, list_uncommitted

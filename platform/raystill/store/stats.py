@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystill.store.commit import load_commits
+from raystill.store.keys import KeySet
 from raystill.store.layout import KINDS
 from raystill.store.reader import committed_keys, iter_tables
 from raystill.store.store import TeacherStore
@@ -26,7 +27,7 @@ class StoreStats:
 
     `captured_mass_histogram[i]` counts tokens whose stored top k holds a probability in
     [MASS_EDGES[i], MASS_EDGES[i + 1]); the last interval includes 1. `num_scored` keys have a signal, from
-    generation or from the score stage. `num_rejects` and `rejects_by_code` leave out what succeeded later.
+    generation or from the score stage. `cost_usd` is what all answers and rejects were billed. `num_rejects` and `rejects_by_code` leave out what succeeded later.
     """
 
     teacher: str
@@ -77,8 +78,10 @@ class _Tally:
             commits = load_commits(store, partition, kind)
             self.num_parts += len(commits)
             self.size_bytes += sum(commit.size_bytes for commit in commits)
-            distinct = len({key for commit in commits for key in commit.keys})
-            self.num_duplicates += sum(commit.num_rows for commit in commits) - distinct
+            if kind != "rejects":  # several of one key are its history
+                distinct = KeySet.from_packed([commit.packed_keys for commit in commits]).count_distinct()
+                self.num_duplicates += sum(commit.num_rows for commit in commits) - distinct
+            self.cost_usd += sum(commit.cost_usd for commit in commits)
         widths: dict[str, int] = {}
         for table in iter_tables(store, columns=_ROW_FACTS, partitions=(partition,)):
             self._add_rows(table)
@@ -99,7 +102,6 @@ class _Tally:
     def _add_rows(self, table: pa.Table) -> None:
         self.num_tokens += _total(table, "num_completion_tokens")
         self.num_prompt_tokens += _total(table, "num_prompt_tokens")
-        self.cost_usd += float(pc.sum(table.column("cost_usd")).as_py())
         self.splits.update(table.column("split").to_pylist())
         self.finish_reasons.update(table.column("finish_reason").to_pylist())
         self.flags.update(pc.list_flatten(table.column("flags")).to_pylist())
@@ -158,5 +160,4 @@ _ROW_FACTS = (
     "flags",
     "num_prompt_tokens",
     "num_completion_tokens",
-    "cost_usd",
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import raystill
 from raystill.errors import DataError
 from raystill.run.publish import fsync_path, make_directory, publish_file
 from raystill.store.identity import StoreIdentity, differing_fields
@@ -69,7 +70,10 @@ def load_store(path: Path) -> TeacherStore:
         raise _unreadable(layout, "it is not JSON") from error
     version = facts.get("format_version") if isinstance(facts, dict) else None
     if version != FORMAT_VERSION:
-        raise _unreadable(layout, f"format version {version!r}, this program reads {FORMAT_VERSION}")
+        writer = facts.get("written_by", "raystill 0.1") if isinstance(facts, dict) else "something else"
+        raise _unreadable(
+            layout, f"format version {version!r}, written by {writer}; this program reads {FORMAT_VERSION}"
+        )
     try:
         identity = StoreIdentity.model_validate(facts["identity"])
         num_partitions = int(facts["num_partitions"])
@@ -99,6 +103,7 @@ def _create(layout: StoreLayout, identity: StoreIdentity, num_partitions: int) -
     make_directory(layout.root)
     facts = {
         "format_version": FORMAT_VERSION,
+        "written_by": f"raystill {raystill.__version__}",
         "num_partitions": num_partitions,
         "identity": identity.model_dump(mode="json"),
         "teacher_id": identity.teacher_id,

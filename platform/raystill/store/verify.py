@@ -11,10 +11,12 @@ import pyarrow as pa
 from raystill.errors import DataError
 from raystill.run.publish import TEMPORARY_PREFIX
 from raystill.store.codec import iter_table_rejects, iter_table_rows, list_signals
-from raystill.store.commit import DIGEST_MODULUS, CommitRecord, list_commit_paths, load_commit
+from raystill.store.commit import live_commits
+from raystill.store.commit_record import DIGEST_MODULUS, CommitRecord, list_commit_paths, load_commit
 from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.identity import partition_of
-from raystill.store.layout import KINDS
+from raystill.store.keys import pack_column
+from raystill.store.layout import KINDS, kind_and_stem
 from raystill.store.reader import read_part
 from raystill.store.records import Int32Array
 from raystill.store.selfcheck import check_rows, check_signals
@@ -91,7 +93,7 @@ def verify_store(path: Path) -> VerifyReport:
 def list_uncommitted(store: TeacherStore) -> list[Path]:
     """Parts without a commit and temporary files, of living and dead writers."""
     committed = {
-        path.name.partition("-")[2].removesuffix(".json")
+        kind_and_stem(path.name)[1]
         for partition in range(store.num_partitions)
         for path in list_commit_paths(store, partition)
     }
@@ -103,21 +105,20 @@ def _verify_partition(
 ) -> None:
     keys: dict[str, set[str]] = {kind: set() for kind in KINDS}
     tokens: dict[str, Int32Array] = {}
-    # Rows first: a score's sampled token is checked against its row.
-    paths = sorted(
-        list_commit_paths(store, partition), key=lambda path: (path.name.partition("-")[0] != "rows", path)
-    )
-    for path in paths:
-        totals["parts"] += 1
+    commits: list[CommitRecord] = []
+    for path in list_commit_paths(store, partition):
         try:
-            commit = load_commit(path)
+            commits.append(load_commit(path))
         except DataError as error:
+            totals["parts"] += 1
             damaged.append(Damage(path, _part_of(store, partition, path), error.what, None))
-            continue
+    # Rows first: a score's sampled token is checked against its row.
+    for commit in sorted(live_commits(commits), key=lambda commit: commit.kind != "rows"):
+        totals["parts"] += 1
         try:
             _verify_part(store, commit, partition, tokens)
         except DataError as error:
-            damaged.append(Damage(path, commit.part_path(store), str(error), commit.keys))
+            damaged.append(Damage(commit.path(store), commit.part_path(store), str(error), commit.keys))
             continue
         totals["duplicates"] += sum(key in keys[commit.kind] for key in commit.keys)
         keys[commit.kind].update(commit.keys)
@@ -133,7 +134,7 @@ def _verify_part(
     if commit.partition != partition:
         raise DataError(f"the commit says partition {commit.partition}")
     table = read_part(store, commit)
-    if tuple(table.column("key").to_pylist()) != commit.keys:
+    if pack_column(table.column("key")) != commit.packed_keys:
         raise DataError("the part's keys are not those that were committed")
     for key in commit.keys:
         if partition_of(key, store.num_partitions) != partition:
@@ -161,7 +162,7 @@ def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int3
 
 
 def _part_of(store: TeacherStore, partition: int, commit: Path) -> Path:
-    kind, _, stem = commit.name.removesuffix(".json").partition("-")
+    kind, stem = kind_and_stem(commit.name)
     return next(
         (store.layout.part(known, partition, stem) for known in KINDS if known == kind),
         store.layout.part("rows", partition, stem),

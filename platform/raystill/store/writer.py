@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import pyarrow as pa
@@ -22,9 +23,10 @@ from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, sha256_file
 from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table
-from raystill.store.commit import DIGEST_MODULUS, CommitRecord, save_commit
+from raystill.store.commit_record import DIGEST_MODULUS, CommitRecord, save_commit
 from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.identity import partition_of
+from raystill.store.keys import pack_keys
 from raystill.store.layout import Kind, part_stem
 from raystill.store.records import Int32Array, Reject, TeacherRow, TopKSignal
 from raystill.store.selfcheck import check_rows, check_signals
@@ -39,6 +41,17 @@ _SIGNAL_ENCODINGS = {
     "tail_logprob.list.element": _PLANES,
 }
 _DICTIONARY_COLUMNS = ("split", "source", "finish_reason", "teacher_id", "code", "flags.list.element")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a commit says besides what follows from its table."""
+
+    num_tokens: int = 0
+    num_logprobs: int | None = None
+    cost_usd: float = 0.0
+    journal: str = ""
+    retires: tuple[str, ...] = ()
 
 
 class PartWriter:
@@ -74,10 +87,12 @@ class PartWriter:
             partition,
             [row.key for row in rows],
             rows_to_table(rows),
-            num_tokens=sum(len(row.completion_token_ids) for row in rows),
-            digests=map(row_digest, rows),
-            cost_usd=math.fsum(row.cost_usd for row in rows),
-            journal=journal,
+            map(row_digest, rows),
+            _Facts(
+                num_tokens=sum(len(row.completion_token_ids) for row in rows),
+                cost_usd=math.fsum(row.cost_usd for row in rows),
+                journal=journal,
+            ),
         )
 
     def commit_scores(
@@ -102,9 +117,11 @@ class PartWriter:
             partition,
             [key for key, _ in scores],
             scores_to_table(scores),
-            num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
-            digests=(score_digest(key, signal) for key, signal in scores),
-            num_logprobs=next(iter(widths), None),
+            (score_digest(key, signal) for key, signal in scores),
+            _Facts(
+                num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
+                num_logprobs=next(iter(widths), None),
+            ),
         )
 
     def commit_rejects(self, partition: int, rejects: Sequence[Reject], *, journal: str = "") -> CommitRecord:
@@ -114,10 +131,8 @@ class PartWriter:
             partition,
             [reject.key for reject in rejects],
             rejects_to_table(rejects),
-            num_tokens=0,
-            digests=map(reject_digest, rejects),
-            cost_usd=math.fsum(reject.cost_usd for reject in rejects),
-            journal=journal,
+            map(reject_digest, rejects),
+            _Facts(cost_usd=math.fsum(reject.cost_usd for reject in rejects), journal=journal),
         )
 
     def next_stem(self) -> str:
@@ -144,12 +159,8 @@ class PartWriter:
         partition: int,
         keys: list[str],
         table: pa.Table,
-        *,
-        num_tokens: int,
         digests: Iterable[int],
-        num_logprobs: int | None = None,
-        cost_usd: float = 0.0,
-        journal: str = "",
+        facts: _Facts,
     ) -> CommitRecord:
         self._check_keys(partition, keys)
         stem = self.next_stem()
@@ -168,12 +179,14 @@ class PartWriter:
                 stem=stem,
                 sha256=sha256,
                 size_bytes=size_bytes,
-                num_tokens=num_tokens,
-                num_logprobs=num_logprobs,
+                num_tokens=facts.num_tokens,
+                num_logprobs=facts.num_logprobs,
                 digest_sum=f"{sum(digests) % DIGEST_MODULUS:064x}",
-                cost_usd=cost_usd,
-                journal=journal,
-                keys=tuple(keys),
+                cost_usd=facts.cost_usd,
+                journal=facts.journal,
+                num_rows=len(keys),
+                packed_keys=pack_keys(keys),
+                retires=facts.retires,
             ),
         )
         failpoint("store:after_commit")
