@@ -7,6 +7,7 @@ import re
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -121,21 +122,12 @@ class ApiClient:
         return Failure("retry", "connection", message)
 
     def _read(self, key: str, raw: bytes, echoed_id: str, seconds: float) -> Answered | Failure:
-        try:
-            answer = decode_answer(raw)
-        except ValueError as error:
-            what = "HTML" if raw.lstrip()[:1] == b"<" else f"no chat completion ({shorten(str(error))})"
-            return Failure("retry", "malformed", f"the answer is {what}", may_be_billed=True)
-        if bytes(answer.error) not in (b"", b"null") and not answer.choices:
-            code, message = parse_error(raw)
-            status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 500
-            return classify_status(status, code, self._masked(message), None)
-        usage = usage_of(answer)
-        if not answer.choices:
-            return Failure("retry", "malformed", "the answer has no choices", usage=usage, may_be_billed=True)
-        if stranger := self._stranger(key, answer, echoed_id):
+        read = read_body(raw, seconds, self._masked)
+        if isinstance(read, Failure):
+            return read
+        if stranger := self._stranger(key, read.answer, echoed_id):
             return Failure("retry", "wrong_answer", stranger, may_be_billed=True)
-        return Answered(answer, answer.choices[0], usage, seconds)
+        return read
 
     def _stranger(self, key: str, answer: ChatAnswer, echoed_id: str) -> str | None:
         """Why the answer belongs to another request, or None."""
@@ -153,6 +145,23 @@ class ApiClient:
 
     def _masked(self, text: str) -> str:
         return shorten(text.replace(self._key, "***") if self._key else text)
+
+
+def read_body(raw: bytes, seconds: float = 0.0, mask: Callable[[str], str] = shorten) -> Answered | Failure:
+    """What a body with status 200 is: an answer, or an error in an answer's place, its message masked."""
+    try:
+        answer = decode_answer(raw)
+    except ValueError as error:
+        what = "HTML" if raw.lstrip()[:1] == b"<" else f"no chat completion ({shorten(str(error))})"
+        return Failure("retry", "malformed", f"the answer is {what}", may_be_billed=True)
+    if bytes(answer.error) not in (b"", b"null") and not answer.choices:
+        code, message = parse_error(raw)
+        status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 500
+        return classify_status(status, code, mask(message), None)
+    usage = usage_of(answer)
+    if not answer.choices:
+        return Failure("retry", "malformed", "the answer has no choices", usage=usage, may_be_billed=True)
+    return Answered(answer, answer.choices[0], usage, seconds)
 
 
 def usage_of(answer: ChatAnswer) -> Usage | None:

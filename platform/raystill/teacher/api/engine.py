@@ -8,19 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from raystill.errors import ConfigError
-from raystill.store.records import Int32Array, TopKSignal
-from raystill.teacher.api.answers import read_answer
+from raystill.store.records import TopKSignal
 from raystill.teacher.api.budget import Prices
-from raystill.teacher.api.client import Answered, ApiClient
+from raystill.teacher.api.client import ApiClient
 from raystill.teacher.api.gate import Ask, Gate, Permit, Settlement
 from raystill.teacher.api.ledger import RiskEntry
 from raystill.teacher.api.outcomes import Failure, abort_error, backoff_seconds
-from raystill.teacher.api.token_logprobs import TokenMap
+from raystill.teacher.api.reader import AnswerReader
 from raystill.teacher.api.wire import BodyShape, build_body
-from raystill.teacher.engine import Generation, GenerationRequest, ScoreRequest, Usage
+from raystill.teacher.engine import Generation, GenerationRequest, ScoreRequest
 from raystill.teacher.errors import EngineRowError
 from raystill.teacher.reasoning import ReasoningMode
 
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 # Rows that wait for their next attempt hold no place: fresh rows are sent meanwhile.
 _ROWS_PER_PLACE = 2
 _SPARE_ROWS = 64
-_MESSAGE_TOKENS = 8
 # Tokens per UTF-8 byte of prompts: at most one; until answers say what is usual, a third.
 _FIRST_TOKENS_PER_BYTE = 1.0 / 3.0
 
@@ -93,8 +89,7 @@ class OpenAIEngine:
         self._gate = gate
         self._on_risk = on_risk
         self._on_paid = on_paid
-        self._chat = chat
-        self._tokens = TokenMap(chat.tokenizer) if chat is not None else None
+        self._reader = AnswerReader(settings.prices, settings.reasoning, chat)
         self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
         self._noise = random.Random()
 
@@ -110,8 +105,7 @@ class OpenAIEngine:
         key, a model that isn't there, a budget that is used up.
         """
         body = build_body(self._settings.shape, request)
-        most_prompt_tokens = self._most_prompt_tokens(request, body)
-        worst = self._settings.prices.worst_case(most_prompt_tokens, request.sampling.max_new_tokens)
+        worst = self._reader.worst_usd(request, body)
         paid, wasted = 0.0, 0
         for attempt in range(1, self._settings.max_attempts + 1):
             permit = await self._gate.acquire(
@@ -153,7 +147,7 @@ class OpenAIEngine:
         settlement, code = Settlement(at_risk_usd=permit.reserved_usd), "interrupted"
         try:
             sent = await self._client.send(request.key, body)
-            outcome = self._read(request, sent, permit)
+            outcome = self._reader.read(request, sent, permit.reserved_usd)
             if isinstance(outcome, Failure):
                 wait = backoff_seconds(attempt, outcome.retry_after, self._noise)
                 outcome, code = replace(outcome, retry_after=wait), outcome.code
@@ -163,28 +157,6 @@ class OpenAIEngine:
             if settlement.at_risk_usd:
                 self._on_risk(RiskEntry(request.key, code, settlement.at_risk_usd))
         return outcome
-
-    def _read(
-        self, request: GenerationRequest, sent: Answered | Failure, permit: Permit
-    ) -> Generation | Failure:
-        if isinstance(sent, Failure):
-            usage = sent.usage and self._settings.prices.priced(sent.usage)
-            return replace(sent, usage=usage)
-        outcome = read_answer(
-            request,
-            sent,
-            self._settings.prices,
-            reasoning=self._settings.reasoning,
-            tokens=self._tokens,
-            end_token_ids=self._chat.eos_token_ids if self._chat is not None else (),
-        )
-        if isinstance(outcome, Failure):
-            return outcome
-        if outcome.usage is None:
-            # Nobody says what it cost: the most that it can have is what counts.
-            limit = request.sampling.max_new_tokens
-            outcome = replace(outcome, usage=Usage(0, limit, cost_usd=permit.reserved_usd))
-        return self._tokenised(outcome)
 
     def _settle(
         self, request: GenerationRequest, body: bytes, outcome: Generation | Failure, permit: Permit
@@ -203,21 +175,5 @@ class OpenAIEngine:
         throttled = outcome.retry_after if outcome.action == "throttle" else None
         return Settlement(tokens=0, throttled_seconds=throttled)
 
-    def _tokenised(self, generation: Generation) -> Generation:
-        """Ids of the text, where the tokenizer is known and no logprobs came with ids of their own."""
-        if self._chat is None or len(generation.completion_token_ids) or generation.tool_calls is not None:
-            return generation
-        ids = self._chat.tokenizer.encode(generation.completion or "", add_special_tokens=False)
-        if generation.finish_reason == "stop":
-            ids = [*ids, self._chat.turn_end_id]
-        token_ids: Int32Array = np.asarray(ids, np.int32)
-        return replace(generation, completion_token_ids=token_ids)
-
     def _expected_prompt_tokens(self, request: GenerationRequest, body: bytes) -> float:
         return float(len(request.prompt_token_ids)) or len(body) * self._tokens_per_byte
-
-    def _most_prompt_tokens(self, request: GenerationRequest, body: bytes) -> int:
-        """A token is at least one byte of the text, so this many at most; a tokenizer says exactly."""
-        if len(request.prompt_token_ids):
-            return len(request.prompt_token_ids) + _MESSAGE_TOKENS
-        return len(body)
