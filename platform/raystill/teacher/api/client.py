@@ -7,8 +7,7 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
