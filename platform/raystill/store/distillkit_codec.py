@@ -189,7 +189,7 @@ def pack_bits(values: IntArray, bits: int) -> ByteArray:
     """T x N unsigned integers to T x ceil(N * bits / 8) bytes, most significant bit first."""
     shifts = np.arange(bits - 1, -1, -1, dtype=np.int64)
     planes = ((values[:, :, None] >> shifts) & 1).astype(np.uint8)
-    return np.packbits(planes.reshape(len(values), -1), axis=1)
+    return np.packbits(planes.reshape(len(values), values.shape[1] * bits), axis=1)
 
 
 def unpack_bits(packed: ByteArray, bits: int, count: int) -> IntArray:

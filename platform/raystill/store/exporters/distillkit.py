@@ -120,8 +120,9 @@ def compute_codec_kl(signal: TopKSignal, decoded_TK: npt.NDArray[np.float64]) ->
     tiny = np.finfo(np.float64).tiny
     left_T = np.maximum(1.0 - np.exp(decoded_TK).sum(axis=1), tiny)
     # The stored mass is 1 up to float16's rounding: the same share is compared on both sides.
-    kl_T = (np.exp(stored_TK) * (stored_TK - decoded_TK)).sum(axis=1)
-    return kl_T + np.where(tail_T > 1e-6, tail_T * np.log(np.maximum(tail_T, tiny) / left_T), 0.0)
+    kl_T: npt.NDArray[np.float64] = (np.exp(stored_TK) * (stored_TK - decoded_TK)).sum(axis=1)
+    kl_T += np.where(tail_T > 1e-6, tail_T * np.log(np.maximum(tail_T, tiny) / left_T), 0.0)
+    return kl_T
 
 
 def _columns(
