@@ -1,6 +1,6 @@
 """The stage graph: which stages a configuration has, in which order, and how they run.
 
-    prepare -> generate -> score -> sft -> distill -> evaluate -> export -> report
+    prepare -> generate -> score -> curate -> sft -> distill -> evaluate -> export -> report
 
 The one file that knows every stage. The command line and the jobs call `run_pipeline` and `run_stage`;
 both go through `_run`, so a stage behaves the same however it is started. Stage modules import their heavy
@@ -31,13 +31,14 @@ from raystill.run.publish import publish_file
 from raystill.run.stage import Stage, execute
 from raystill.run.state import validate_run_root
 
-Step = Literal["prepare", "generate", "score", "sft", "distill", "evaluate", "export", "report"]
+Step = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export", "report"]
 STEP_NAMES: tuple[Step, ...] = get_args(Step)
 
 _STAGES: dict[StageName, tuple[str, str]] = {
     "prepare": ("raystill.prompts.stage", "STAGE"),
     "generate": ("raystill.teacher.generate_stage", "GENERATE_STAGE"),
     "score": ("raystill.teacher.score_stage", "SCORE_STAGE"),
+    "curate": ("raystill.curate.stage", "STAGE"),
     "sft": ("raystill.train.stage", "SFT_STAGE"),
     "distill": ("raystill.train.stage", "DISTILL_STAGE"),
     "evaluate": ("raystill.evaluate.stage", "STAGE"),
@@ -123,9 +124,12 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
     """The stages of a whole run, in order.
 
     Teacher outputs are always made; training follows `train`; a model is evaluated and exported if one is
-    trained. Everything else (score) takes part where a stage of the run asks for its output.
+    trained; `curate` filters where it is given. Everything else (score) takes part where a stage of the run
+    asks for its output.
     """
     wanted: set[StageName] = {"prepare", "generate"}
+    if config.curate is not None:
+        wanted.add("curate")
     if config.train.sft is not None:
         wanted.add("sft")
     if config.train.distillation is not None:

@@ -29,7 +29,7 @@ FRESH = [
         (["train.sft.dataset.train_batched=false", *FRESH], "train.sft.dataset.train_batched", {"sft"}),
         (["train.distillation.report_to=mlflow", *FRESH], "train.distillation.report_to", {"distill"}),
         (["export.onnx={opset: 19}"], "export.onnx", {"export"}),
-        (["curate={min_length: 3}"], "curate", set(ALL)),
+        (["curriculum={lengths: [1]}"], "curriculum", set(ALL)),
         (["tune={}"], "tune", set(ALL)),
         (["student.base_model_name=x", *FRESH], "student", {"sft", "distill"}),
         (["student.base_model_name=x", "student.init=shrink", *FRESH], "student", {"sft", "distill"}),
@@ -64,18 +64,18 @@ def test_a_config_without_such_keys_runs_everywhere() -> None:
 
 
 def test_defaults_written_out_are_no_problem() -> None:
-    loaded = load_config([], [*FRESH, "train.sft.report_to=none", "export.onnx=null", "curate=null"])
+    loaded = load_config([], [*FRESH, "train.sft.report_to=none", "export.onnx=null", "curriculum=null"])
     require_supported(loaded, ALL)
 
 
 def test_all_are_listed_at_once_with_their_places() -> None:
-    loaded = load_config([], [*FRESH, "curate={}", "export.gguf={}", "train.sft.report_to=mlflow"])
+    loaded = load_config([], [*FRESH, "curriculum={}", "export.gguf={}", "train.sft.report_to=mlflow"])
     with pytest.raises(ConfigError) as caught:
         require_supported(loaded, ["sft", "export"])
     assert [problem.where for problem in caught.value.problems] == [
         "--set train.sft.report_to (train.sft.report_to)",
         "--set export.gguf (export.gguf)",
-        "--set curate (curate)",
+        "--set curriculum (curriculum)",
     ]
     assert caught.value.what.startswith("3 keys")
     assert len(unsupported_keys(loaded.config, ["sft", "export"])) == 3

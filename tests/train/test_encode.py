@@ -19,12 +19,14 @@ from raystill.train.batches import collate
 from raystill.train.encode import (
     RowEncoder,
     TokenMatch,
+    TrainingData,
     choose_held_out,
     fold_into_tail,
     load_training_data,
     match_tokenizers,
 )
 from raystill.train.examples import Example, ExampleSet
+from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
 
 SAME = TokenMatch(same_ids=True, same_template=True)
@@ -114,14 +116,34 @@ def test_rows_that_the_teacher_could_not_score_are_left_out_and_counted(
         writer.commit_rejects(partition_of(unscored.key, 2), [reject])
 
     def counts(stage: str) -> dict[str, int]:
-        keys = {row.key for row in rows[:6]}
+        wanted = TrainingRows(frozenset(row.key for row in rows[:6]))
         data = load_training_data(
-            store, keys, settings(empty_world, stage), empty_world.chat, SAME, vocab_size=259, context=128
+            store, wanted, settings(empty_world, stage), empty_world.chat, SAME, vocab_size=259, context=128
         )
         return data.counts
 
     assert {"rows_read": 5, "left_out_unscored": 1}.items() <= counts("distill").items()
     assert {"rows_read": 6}.items() <= counts("sft").items()
+
+
+def test_a_redacted_row_trains_on_its_new_text_and_has_no_signal(
+    empty_world: Any, rows: Any, store_writer: Any
+) -> None:
+    store = store_writer(empty_world.root / "store", empty_world.chat, rows[:3])
+    wanted = TrainingRows(frozenset(row.key for row in rows[:3]), {rows[1].key: "Ask [EMAIL]."})
+
+    def load(stage: str) -> TrainingData:
+        return load_training_data(
+            store, wanted, settings(empty_world, stage), empty_world.chat, SAME, vocab_size=259, context=128
+        )
+
+    distilled = load("distill").counts
+    assert distilled["left_out_redacted"] == 1 and distilled["rows_read"] == 2
+    tuned = load("sft")
+    assert tuned.counts["rows_redacted"] == 1 and tuned.counts["rows_read"] == 3
+    sets = (tuned.train, tuned.held_out)
+    texts = [empty_world.chat.decode(each.tokens(row).tolist()) for each in sets for row in range(len(each))]
+    assert sum("Ask [EMAIL]." in text for text in texts) == 1
 
 
 def test_stored_tokens_without_a_logit_move_into_the_tail(rows: Any) -> None:

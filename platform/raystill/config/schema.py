@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from raystill.config.curate import CurateSection
 from raystill.config.general import (
     ClusterSection,
     CudaSection,
@@ -41,7 +42,7 @@ class Config(Section):
     losses: LossesSection = Field(default_factory=LossesSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     export: ExportSection = Field(default_factory=ExportSection)
-    curate: dict[str, Any] | None = not_yet(None, "Filtering of teacher outputs.")
+    curate: CurateSection | None = None
     curriculum: dict[str, Any] | None = not_yet(None, "Length and mixture curricula.")
     process_supervision: dict[str, Any] | None = not_yet(None, "Per-token weights from spans.")
     judge: dict[str, Any] | None = not_yet(None, "Judge training.")

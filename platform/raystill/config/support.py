@@ -19,7 +19,7 @@ from raystill.config.student_init import (
 )
 from raystill.errors import ConfigError, Problem
 
-# Which stages would have to honour a key. One that isn't listed (a whole section, such as `curate`) changes
+# Which stages would have to honour a key. One that isn't listed (a whole section, such as `tune`) changes
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
     "teacher.closed": ("generate", "score"),

@@ -5,6 +5,7 @@ runs/<name>/
   teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
   generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
+  curate/             selected.parquet, rejects.parquet, report.json, manifest.json (curate)
   sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
   evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
   export/             model/, export.json, manifest.json                        (export)
@@ -20,7 +21,7 @@ from typing import Literal, get_args
 
 from raystill.config.schema import Config
 
-StageName = Literal["prepare", "generate", "score", "sft", "distill", "evaluate", "export"]
+StageName = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 MANIFEST_NAME = "manifest.json"
@@ -61,6 +62,20 @@ class RunPaths:
     def requests(self) -> Path:
         """The keys of the store that belong to this run, with their split."""
         return self.stage_dir("generate") / "requests.parquet"
+
+    @property
+    def selection(self) -> Path:
+        """The rows that the stage curate kept; training reads them where `curate` is configured."""
+        return self.stage_dir("curate") / "selected.parquet"
+
+    @property
+    def curate_rejects(self) -> Path:
+        return self.stage_dir("curate") / "rejects.parquet"
+
+    @property
+    def curate_report(self) -> Path:
+        """What every filter dropped, and the shares of the sources that came out."""
+        return self.stage_dir("curate") / "report.json"
 
     def checkpoints(self, stage: StageName) -> Path:
         """Checkpoints of a training stage."""

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from raystill.errors import DataError
 from raystill.run.publish import publish_file
 
+_ROW_GROUP = 1 << 18
 REQUEST_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -41,7 +42,12 @@ def save_requests(path: Path, requests: Iterable[Request]) -> None:
     """Publish a run's requests, sorted by key so that equal runs give equal bytes."""
     rows = [vars(request) for request in sorted(requests, key=lambda request: request.key)]
     with publish_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, REQUEST_SCHEMA), temporary, compression="zstd")
+        write_request_table(pa.Table.from_pylist(rows, REQUEST_SCHEMA), temporary)
+
+
+def write_request_table(table: pa.Table, path: Path) -> None:
+    """Write requests that are sorted by key, in row groups that a scan can hold one at a time."""
+    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=["split"])
 
 
 def load_requests(path: Path) -> list[Request]:

@@ -9,7 +9,6 @@ import torch
 
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
-from raystill.store.requests import load_request_keys
 from raystill.store.store import load_store
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
@@ -21,6 +20,7 @@ from raystill.train.group import WorkerGroup
 from raystill.train.objective import Objective, build_objective
 from raystill.train.optimizer import build_optimizer
 from raystill.train.output import save_initial_model
+from raystill.train.selection import load_training_rows
 from raystill.train.settings import TrainSettings, TrainStageName, resolve_settings
 from raystill.train.state import TrainState
 from raystill.train.student import Student
@@ -72,7 +72,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     plain = Student(model, model)
     data = load_training_data(
         store,
-        load_request_keys(job.paths.requests, "train"),
+        load_training_rows(job.config, job.paths),
         settings,
         chat,
         match,

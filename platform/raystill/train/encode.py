@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from raystill.text.tokenizer import (
     tokenizer_sha256,
 )
 from raystill.train.examples import Example, ExampleSet
+from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
 
 _COMPLETE = "stop"
@@ -80,7 +80,7 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
 
 def load_training_data(
     store: TeacherStore,
-    keys: Collection[str],
+    wanted: TrainingRows,
     settings: TrainSettings,
     chat: ChatFormat,
     match: TokenMatch,
@@ -88,12 +88,14 @@ def load_training_data(
     vocab_size: int,
     context: int,
 ) -> TrainingData:
-    """Encode the stored rows of `keys`, leave out what can't train, hold out a share for the evaluation loss.
+    """Encode the stored rows that are `wanted`, leave out what can't train, hold out a share for eval/loss.
 
     Rows longer than max_seq_len or the model's `context` are left out (or cut, with truncation on). Raises
-    DataError if nothing is left to train on, with the counts that say why.
+    DataError if nothing is left to train on, with the counts that say why. A row whose completion was
+    redacted has no signal: KD leaves it out, SFT tokenises its new text.
     """
     needs_signal = settings.terms.kl_weight > 0
+    keys = wanted.keys - set(wanted.redacted) if needs_signal else wanted.keys
     encoder = RowEncoder(settings, chat, match, vocab_size, min(settings.max_seq_len, context))
     rows = load_rows(
         store,
@@ -101,7 +103,11 @@ def load_training_data(
         with_signal=needs_signal,
         num_logprobs=settings.num_logprobs if needs_signal else None,
     )
-    encoded = [(row.prompt_id, example) for row in rows if (example := encoder.encode(row)) is not None]
+    encoded = [
+        (row.prompt_id, example)
+        for row in rows
+        if (example := encoder.encode(row, wanted.redacted.get(row.key))) is not None
+    ]
     held_out = choose_held_out([prompt_id for prompt_id, _ in encoded], settings)
     data = TrainingData(
         train=ExampleSet([example for prompt_id, example in encoded if prompt_id not in held_out]),
@@ -111,7 +117,8 @@ def load_training_data(
     data.counts.update(rows_train=len(data.train), rows_held_out=len(data.held_out))
     if needs_signal:
         unscored = (unscored_keys(store, partition) for partition in range(store.num_partitions))
-        data.counts["left_out_unscored"] = sum(len(found & frozenset(keys)) for found in unscored)
+        data.counts["left_out_unscored"] = sum(len(found & keys) for found in unscored)
+        data.counts["left_out_redacted"] = len(wanted.redacted)
     _require_tokens(data, store)
     return data
 
@@ -143,10 +150,13 @@ class RowEncoder:
         self._max_tokens = max_tokens
         self.counts: Counter[str] = Counter()
 
-    def encode(self, row: TeacherRow) -> Example | None:
-        """The example of `row`, or None where it is left out. Raises DataError for ids out of vocabulary."""
+    def encode(self, row: TeacherRow, redacted: str | None = None) -> Example | None:
+        """The example of `row`, or None where it is left out; `redacted` replaces its completion.
+
+        Raises DataError for ids out of vocabulary.
+        """
         self.counts["rows_read"] += 1
-        prompt_ids, completion_ids = self._token_ids(row)
+        prompt_ids, completion_ids = self._token_ids(row, redacted)
         signal = row.signal if self._settings.terms.kl_weight > 0 else None
         if len(completion_ids) == 0 or len(prompt_ids) + len(completion_ids) < 2:
             self.counts["left_out_empty"] += 1
@@ -169,17 +179,18 @@ class RowEncoder:
         signal = None if signal is None else fold_into_tail(signal, self._vocab_size)
         return Example(token_ids, len(prompt_ids), signal)
 
-    def _token_ids(self, row: TeacherRow) -> tuple[Int32Array, Int32Array]:
+    def _token_ids(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
         """Prompt and completion in the student's tokens, as the student's own template renders them."""
-        if self._match.same_ids and self._match.same_template:
+        if redacted is None and self._match.same_ids and self._match.same_template:
             return row.prompt_token_ids, row.completion_token_ids
         messages = json.loads(row.messages)
-        if self._match.same_ids:
+        if redacted is None and self._match.same_ids:
             prompt_ids = np.array(self._chat.render_prompt_ids(messages), dtype=np.int32)
             self.counts["rows_prompt_rendered_again"] += 1
             return prompt_ids, row.completion_token_ids
-        self.counts["rows_tokenised_again"] += 1
-        input_ids, loss_mask = self._chat.training_example(messages, row.completion)
+        self.counts["rows_tokenised_again" if redacted is None else "rows_redacted"] += 1
+        text = row.completion if redacted is None else redacted
+        input_ids, loss_mask = self._chat.training_example(messages, text)
         prompt_length = len(loss_mask) - sum(loss_mask)
         # A completion that ran into its limit has no end: teaching one would teach stopping in mid-sentence.
         stop = len(input_ids) if row.finish_reason == _COMPLETE else len(input_ids) - 1

@@ -96,13 +96,15 @@ _DISTILL_KEYS = tuple(
 
 
 def _sft_inputs(config: Config) -> tuple[StageName, ...]:
-    return ("generate",)
+    return ("generate",) if config.curate is None else ("generate", "curate")
 
 
 def _distill_inputs(config: Config) -> tuple[StageName, ...]:
     inputs: list[StageName] = ["generate"]
     if config.teacher.signals.capture != "generation" and resolve_loss(config).kl_weight > 0:
         inputs.append("score")
+    if config.curate is not None:
+        inputs.append("curate")
     if starts_from_sft(config):
         inputs.append("sft")
     return tuple(inputs)

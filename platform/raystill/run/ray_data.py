@@ -1,0 +1,81 @@
+"""Ray Data as stages use it: quiet, without its limit on silence, and with workers' own errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from raystill.errors import RaystillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def map_items(
+    items: Sequence[Mapping[str, Any]], function: Callable[..., Iterator[pa.Table]], **arguments: Any
+) -> Iterator[pa.Table]:
+    """`function(table of one item, **arguments)` for every item, as Ray Data tasks; the tables they yield.
+
+    Tables arrive in any order. Ray must be running. Raises the RaystillError that a task raised.
+    """
+    import ray.data
+
+    if not items:
+        return
+    with _quiet_ray_data(), _original_errors():
+        dataset = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items))
+        results = dataset.map_batches(
+            function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments, num_cpus=1
+        )
+        yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    wanted: dict[str, Any] = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "execution_no_progress_timeout_s": -1,
+        "raise_original_map_exception": True,
+    }
+    before = {name: getattr(context, name) for name in wanted}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextmanager
+def _original_errors() -> Iterator[None]:
+    """Take a worker's error out of Ray's wrappings."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        original = _find_original(error)
+        if original is None:
+            raise
+        raise original from None
+
+
+def _find_original(error: BaseException | None) -> RaystillError | None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, RaystillError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
