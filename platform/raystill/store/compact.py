@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from raystill.errors import DataError
@@ -24,6 +23,7 @@ from raystill.store.journal_record import (
 )
 from raystill.store.reader import committed_keys, read_part
 from raystill.store.records import Reject, TeacherRow
+from raystill.store.rejects import fold_rejects
 from raystill.store.repair import move_aside
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
@@ -71,15 +71,6 @@ def compact_segment(store: TeacherStore, writer: PartWriter, path: Path) -> Comp
             committed[kind] += len(chunk)
     quarantined = _retire(store, path, is_damaged=scan.is_damaged)
     return Compacted(committed[ROW], committed[REJECT], scan.lost, scan.torn_bytes, quarantined)
-
-
-def fold_rejects(rejects: Sequence[Reject]) -> Reject:
-    """One record of a key that failed several times, oldest first: the last failure, all attempts and costs."""
-    return replace(
-        rejects[-1],
-        attempts=sum(reject.attempts for reject in rejects),
-        cost_usd=sum(reject.cost_usd for reject in rejects),
-    )
 
 
 def _commit(

@@ -39,7 +39,7 @@ def unpack_keys(packed: bytes) -> tuple[str, ...]:
 
 
 def pack_column(column: pa.ChunkedArray | pa.Array) -> bytes:
-    """A string column of keys, packed without a Python object per key. Raises DataError for what is no key."""
+    """A string column of keys, packed without an object per key. Raises DataError for what is none."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return b"".join(map(_pack_chunk, chunks))
 
@@ -57,6 +57,11 @@ class Keys:
         pairs_N2 = np.frombuffer(b"".join(packed), ">u8").reshape(-1, 2)
         return cls(pairs_N2[:, 0].astype(np.uint64), pairs_N2[:, 1].astype(np.uint64))
 
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> Keys:
+        """Keys given as text."""
+        return cls.from_packed(pack_keys(names))
+
     def __len__(self) -> int:
         return len(self.high_N)
 
@@ -66,7 +71,8 @@ class Keys:
 
     def names(self) -> list[str]:
         """The keys as text."""
-        return [f"{high:016x}{low:016x}" for high, low in zip(self.high_N.tolist(), self.low_N.tolist())]
+        pairs = zip(self.high_N.tolist(), self.low_N.tolist(), strict=True)
+        return [f"{high:016x}{low:016x}" for high, low in pairs]
 
     def is_sorted(self) -> bool:
         """Ascending by the first 64 bits."""
@@ -84,8 +90,9 @@ class KeySet:
     """Keys that can be asked for membership, 16 bytes each. Duplicates are welcome."""
 
     def __init__(self, keys: Keys) -> None:
-        order = np.argsort(keys.high_N, kind="stable")
-        self._keys = keys.take(order)
+        mixed_N = _mix(keys)
+        order = np.argsort(mixed_N, kind="stable")
+        self._mixed_N, self._low_N = mixed_N[order], keys.low_N[order]
 
     @classmethod
     def from_packed(cls, packed: Sequence[bytes]) -> KeySet:
@@ -94,42 +101,40 @@ class KeySet:
 
     def contains(self, wanted: Keys) -> BoolArray:
         """Which of `wanted` are in the set, in their order."""
-        high_N, low_N = self._keys.high_N, self._keys.low_N
+        mixed_N = _mix(wanted)
         found = np.zeros(len(wanted), np.bool_)
-        position = np.searchsorted(high_N, wanted.high_N, side="left")
+        position = np.searchsorted(self._mixed_N, mixed_N, side="left")
         open_N = np.arange(len(wanted))
-        # Nearly always one round: a second one compares keys that share their first 64 bits, and duplicates.
-        while len(open_N):
-            inside = position[open_N] < len(high_N)
-            open_N = open_N[inside]
-            same_high = high_N[position[open_N]] == wanted.high_N[open_N]
-            open_N = open_N[same_high]
-            same = low_N[position[open_N]] == wanted.low_N[open_N]
+        while len(open_N):  # a second round is for different keys that mix to the same value
+            open_N = open_N[position[open_N] < len(self._mixed_N)]
+            open_N = open_N[self._mixed_N[position[open_N]] == mixed_N[open_N]]
+            same = self._low_N[position[open_N]] == wanted.low_N[open_N]
             found[open_N[same]] = True
             open_N = open_N[~same]
             position[open_N] += 1
         return found
 
-    def count_distinct(self) -> int:
-        """How many different keys the set has."""
-        order = np.lexsort((self._keys.low_N, self._keys.high_N)) if self._has_equal_high() else None
-        keys = self._keys if order is None else self._keys.take(order)
-        if len(keys) == 0:
-            return 0
-        new = (keys.high_N[1:] != keys.high_N[:-1]) | (keys.low_N[1:] != keys.low_N[:-1])
-        return 1 + int(np.count_nonzero(new))
-
-    def _has_equal_high(self) -> bool:
-        return bool(np.any(self._keys.high_N[1:] == self._keys.high_N[:-1]))
-
 
 def first_occurrences(keys: Keys) -> BoolArray:
     """Which keys are not equal to an earlier one."""
+    mixed_N = _mix(keys)
+    order = np.argsort(mixed_N, kind="stable")  # of equal keys the earliest comes first
+    same = mixed_N[order[1:]] == mixed_N[order[:-1]]
+    if np.any(same & (keys.low_N[order[1:]] != keys.low_N[order[:-1]])):
+        order = np.lexsort((keys.low_N, mixed_N))
+        same = mixed_N[order[1:]] == mixed_N[order[:-1]]
+        same &= keys.low_N[order[1:]] == keys.low_N[order[:-1]]
     first = np.ones(len(keys), np.bool_)
-    order = np.lexsort((keys.low_N, keys.high_N))  # stable: of equal keys the earliest comes first
-    high_N, low_N = keys.high_N[order], keys.low_N[order]
-    first[order[1:]] = (high_N[1:] != high_N[:-1]) | (low_N[1:] != low_N[:-1])
+    first[order[1:]] = ~same
     return first
+
+
+def _mix(keys: Keys) -> UInt64Array:
+    """One number per key, different for nearly all: samples of one request share `high`, so it won't do.
+
+    A key is equal to another where this and `low` are.
+    """
+    return keys.high_N + keys.low_N
 
 
 def _pack_chunk(chunk: pa.Array) -> bytes:

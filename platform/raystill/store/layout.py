@@ -10,6 +10,7 @@
       journals/<stem>.journal                        answers of APIs that no part holds yet
       journals/recovery.lock                         held while journals of dead writers become parts
       writers/<writer>.lock                          held while that writer's process lives
+      batches/                                       what is asked for through the Batch API
       quarantine/                                    damaged parts and their commits, moved aside
 
 A commit is one line of JSON (what the part holds, its sha256, the commit's own) and then the part's keys,
@@ -92,6 +93,11 @@ class StoreLayout:
     @property
     def recovery_lock(self) -> Path:
         return self.journals / "recovery.lock"
+
+    @property
+    def batches(self) -> Path:
+        """Records of batches that a provider works on."""
+        return self.root / "batches"
 
     def writer_lock(self, writer: str) -> Path:
         return self.writers / f"{writer}.lock"

@@ -25,9 +25,17 @@ from raystill.store.codec import (
 )
 from raystill.store.commit import kept_rows, load_commits
 from raystill.store.commit_record import CommitRecord
-from raystill.store.keys import KeySet, Keys, pack_column
+from raystill.store.keys import KeySet
 from raystill.store.layout import Kind
-from raystill.store.records import REJECT_SCHEMA, ROW_SCHEMA, SCORE_SCHEMA, Int32Array, TeacherRow, TopKSignal
+from raystill.store.records import (
+    RELEASED,
+    REJECT_SCHEMA,
+    ROW_SCHEMA,
+    SCORE_SCHEMA,
+    Int32Array,
+    TeacherRow,
+    TopKSignal,
+)
 from raystill.store.selfcheck import check_sampled
 from raystill.store.store import TeacherStore
 
@@ -86,10 +94,13 @@ def iter_tables(
 ) -> Iterator[pa.Table]:
     """One table per committed part, duplicates and other keys left out; order: partition, part name, row.
 
-    `columns` and `keys` None mean all. Raises DataError naming a missing or damaged part.
+    `columns` and `keys` None mean all. Of the rejects of one key the newest counts; those that were released
+    for another attempt are left out. Raises DataError naming a missing or damaged part.
     """
     wanted = list(SCHEMAS[kind].names if columns is None else columns)
     needed = wanted if keys is None or "key" in wanted else [*wanted, "key"]
+    if kind == "rejects" and "code" not in needed:
+        needed = [*needed, "code"]
     wanted_keys = None if keys is None else pa.array(sorted(keys), pa.string())
     for partition in range(store.num_partitions) if partitions is None else partitions:
         commits = load_commits(store, partition, kind)
@@ -99,6 +110,8 @@ def iter_tables(
             table = read_part(store, commit, needed)
             if kept is not None:
                 table = table.take(pa.array(kept, pa.int64()))
+            if kind == "rejects":
+                table = table.filter(pc.not_equal(table.column("code"), RELEASED))
             if wanted_keys is not None:
                 table = table.filter(pc.is_in(table.column("key"), wanted_keys))
             if table.num_rows:
@@ -147,9 +160,18 @@ def load_rows(
 
 
 def read_part(store: TeacherStore, commit: CommitRecord, columns: Collection[str] | None = None) -> pa.Table:
-    """A committed part, verified against its checksum. Raises DataError where it is missing or damaged."""
-    check_present(store, commit)
-    raw = commit.part_path(store).read_bytes()
+    """A committed part, verified against its checksum. Raises DataError where it is missing or damaged.
+
+    A part that a repack has deleted since its commit was read is read from the part that took its place.
+    """
+    try:
+        check_present(store, commit)
+        raw = commit.part_path(store).read_bytes()
+    except (DataError, FileNotFoundError):
+        table = _read_replacement(store, commit, columns)
+        if table is None:
+            raise
+        return table
     if hashlib.sha256(raw).hexdigest() != commit.sha256:
         raise damaged_part(store, commit, "its content has changed since it was committed")
     with pq.ParquetFile(pa.BufferReader(raw)) as part:
@@ -157,6 +179,18 @@ def read_part(store: TeacherStore, commit: CommitRecord, columns: Collection[str
         if schema.names != expected.names or schema.types != expected.types:
             raise damaged_part(store, commit, "its columns are not those of this format")
         return part.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _read_replacement(
+    store: TeacherStore, commit: CommitRecord, columns: Collection[str] | None
+) -> pa.Table | None:
+    for newer in load_commits(store, commit.partition, commit.kind):
+        if commit.stem in newer.retires:
+            names = None if columns is None else [*columns, "key"]
+            table = read_part(store, newer, names)
+            rows = pc.index_in(pa.array(commit.keys, pa.string()), table.column("key").combine_chunks())
+            return table.take(rows).select(table.column_names if columns is None else list(columns))
+    return None
 
 
 def check_present(store: TeacherStore, commit: CommitRecord) -> None:

@@ -21,6 +21,8 @@ from raystill.errors import DataError
 FORMAT_VERSION = 2
 
 RejectStage = Literal["generate", "score"]
+# The code of a reject that was released: its key is pending again.
+RELEASED = "released"
 
 Int32Array = npt.NDArray[np.int32]
 Float16Array = npt.NDArray[np.float16]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystill.store.commit import load_commits
-from raystill.store.keys import KeySet
+from raystill.store.keys import Keys, first_occurrences
 from raystill.store.layout import KINDS
 from raystill.store.reader import committed_keys, iter_tables
 from raystill.store.store import TeacherStore
@@ -79,8 +79,8 @@ class _Tally:
             self.num_parts += len(commits)
             self.size_bytes += sum(commit.size_bytes for commit in commits)
             if kind != "rejects":  # several of one key are its history
-                distinct = KeySet.from_packed([commit.packed_keys for commit in commits]).count_distinct()
-                self.num_duplicates += sum(commit.num_rows for commit in commits) - distinct
+                keys = Keys.from_packed(*(commit.packed_keys for commit in commits))
+                self.num_duplicates += int(np.count_nonzero(~first_occurrences(keys)))
             self.cost_usd += sum(commit.cost_usd for commit in commits)
         widths: dict[str, int] = {}
         for table in iter_tables(store, columns=_ROW_FACTS, partitions=(partition,)):
