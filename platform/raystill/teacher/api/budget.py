@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raystill.config.closed_teacher import ClosedPrices
+from raystill.errors import RemoteError
 from raystill.teacher.engine import Usage
 
+CAP_KEY = "teacher.closed.budget.max_cost_usd"
 _MILLION = 1e6
 # A completion of a reasoning model counts its thoughts; endpoints may exceed the limit by an end token.
 _SLACK_TOKENS = 8
@@ -96,3 +98,14 @@ class Budget:
         self.reserved_usd = max(0.0, self.reserved_usd - reserved)
         self.spent_usd += spent
         self.at_risk_usd += at_risk
+
+
+def budget_error(budget: Budget, worst_usd: float) -> RemoteError:
+    """The error that stops a run whose next request could exceed the cap."""
+    risk = f", up to ${budget.at_risk_usd:.4f} more may be billed for requests without an answer"
+    return RemoteError(
+        f"the budget is used up: ${budget.spent_usd:.4f} of ${budget.cap_usd:.4f} spent"
+        f"{risk if budget.at_risk_usd else ''}, and the next request could cost ${worst_usd:.4f}",
+        where=CAP_KEY,
+        fix=f"raise {CAP_KEY} and run again: every answer is kept, and only missing rows are asked",
+    )

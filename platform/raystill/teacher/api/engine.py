@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from raystill.errors import ConfigError
 from raystill.store.records import TopKSignal
@@ -43,7 +42,7 @@ class ApiRowError(EngineRowError):
 
 @dataclass(frozen=True)
 class PaidAttempts:
-    """Requests of an answered row that were billed and not used."""
+    """Billed requests of a row that gave nothing, and of which no reject tells."""
 
     key: str
     code: str
@@ -69,9 +68,25 @@ def rows_in_flight(max_in_flight: int) -> int:
     return _ROWS_PER_PLACE * max_in_flight + _SPARE_ROWS
 
 
+class RequestObserver(Protocol):
+    """Hears of what an engine's requests cost, besides the answers that it returns."""
+
+    def on_request(self, is_retry: bool) -> None:
+        """A request is being sent."""
+        ...
+
+    def on_risk(self, entry: RiskEntry) -> None:
+        """A request ended without an answer, and may be billed."""
+        ...
+
+    def on_paid(self, paid: PaidAttempts) -> None:
+        """A row had billed attempts in vain, and has an answer now or waits for the next run."""
+        ...
+
+
 class OpenAIEngine:
-    """`TeacherEngine` over HTTP. `on_risk` hears of requests that may be billed unanswered, `on_paid` of
-    billed attempts before a row's answer. `chat` is the served model's, where it is known.
+    """`TeacherEngine` over HTTP. `observer` hears of every request. `chat` is the served model's, where it is
+    known.
     """
 
     def __init__(
@@ -80,15 +95,13 @@ class OpenAIEngine:
         client: ApiClient,
         gate: Gate,
         *,
-        on_risk: Callable[[RiskEntry], None],
-        on_paid: Callable[[PaidAttempts], None],
+        observer: RequestObserver,
         chat: ChatFormat | None = None,
     ) -> None:
         self._settings = settings
         self._client = client
         self._gate = gate
-        self._on_risk = on_risk
-        self._on_paid = on_paid
+        self._observer = observer
         self._reader = AnswerReader(settings.prices, settings.reasoning, chat)
         self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
         self._noise = random.Random()
@@ -106,25 +119,37 @@ class OpenAIEngine:
         """
         body = build_body(self._settings.shape, request)
         worst = self._reader.worst_usd(request, body)
-        paid, wasted = 0.0, 0
+        wasted: list[Failure] = []
+        try:
+            return await self._generate(request, body, worst, wasted)
+        except ApiRowError:
+            wasted.clear()  # the reject says what they cost
+            raise
+        finally:
+            if wasted:
+                last = wasted[-1]
+                paid = PaidAttempts(request.key, last.code, last.message, len(wasted), _cost(wasted))
+                self._observer.on_paid(paid)
+
+    async def _generate(
+        self, request: GenerationRequest, body: bytes, worst: float, wasted: list[Failure]
+    ) -> Generation:
+        """Ask until there is an answer; `wasted` collects billed failures."""
         for attempt in range(1, self._settings.max_attempts + 1):
-            permit = await self._gate.acquire(
-                Ask(self._expected_prompt_tokens(request, body), worst, attempt > 1)
-            )
+            ask = Ask(self._expected_prompt_tokens(request, body), worst, is_retry=attempt > 1)
+            permit = await self._gate.acquire(ask)
+            self._observer.on_request(attempt > 1)
             outcome = await self._send_once(request, body, permit, attempt)
             if isinstance(outcome, Generation):
-                if wasted:
-                    why = "billed, and not usable"
-                    self._on_paid(PaidAttempts(request.key, "paid_retry", why, wasted, paid))
                 return outcome
             if outcome.usage is not None and outcome.usage.cost_usd:
-                paid, wasted = paid + outcome.usage.cost_usd, wasted + 1
+                wasted.append(outcome)
             if outcome.action == "abort":
                 error = abort_error(outcome, self._settings.where)
                 await self._gate.close(error)
                 raise error
             if outcome.action == "reject" or attempt == self._settings.max_attempts:
-                raise ApiRowError(outcome, attempt, paid)
+                raise ApiRowError(outcome, attempt, _cost(wasted))
             await asyncio.sleep(outcome.retry_after or 0.0)
         raise AssertionError("max_attempts is at least 1")
 
@@ -155,7 +180,7 @@ class OpenAIEngine:
         finally:
             await self._gate.release(permit, settlement)
             if settlement.at_risk_usd:
-                self._on_risk(RiskEntry(request.key, code, settlement.at_risk_usd))
+                self._observer.on_risk(RiskEntry(request.key, code, settlement.at_risk_usd))
         return outcome
 
     def _settle(
@@ -177,3 +202,7 @@ class OpenAIEngine:
 
     def _expected_prompt_tokens(self, request: GenerationRequest, body: bytes) -> float:
         return float(len(request.prompt_token_ids)) or len(body) * self._tokens_per_byte
+
+
+def _cost(failures: list[Failure]) -> float:
+    return sum(failure.usage.cost_usd for failure in failures if failure.usage is not None)

@@ -14,11 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from raystill.errors import RaystillError, RemoteError
-from raystill.teacher.api.budget import Budget
+from raystill.errors import RaystillError
+from raystill.teacher.api.budget import Budget, budget_error
 from raystill.teacher.api.limits import AdaptiveConcurrency, MeanTokens, TokenBucket
-
-_BUDGET_KEY = "teacher.closed.budget.max_cost_usd"
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ class RequestGate:
         if self._budget.allows(ask.worst_usd):
             return True
         if not self._leases:  # nothing is in flight, so nothing will give back what is reserved
-            self._close(self._budget_error(ask))
+            self._close(budget_error(self._budget, ask.worst_usd))
         return False
 
     def _seconds_until(self, ask: Ask, now: float) -> float:
@@ -240,16 +238,6 @@ class RequestGate:
                 _, future = queue.popleft()
                 if not future.done():
                     future.set_exception(self._error)
-
-    def _budget_error(self, ask: Ask) -> RemoteError:
-        budget = self._budget
-        risk = f", up to ${budget.at_risk_usd:.4f} more may be billed for requests without an answer"
-        return RemoteError(
-            f"the budget is used up: ${budget.spent_usd:.4f} of ${budget.cap_usd:.4f} spent"
-            f"{risk if budget.at_risk_usd else ''}, and the next request could cost ${ask.worst_usd:.4f}",
-            where=_BUDGET_KEY,
-            fix=f"raise {_BUDGET_KEY} and run again: every answer is kept, and only missing rows are asked",
-        )
 
 
 class RemoteGate:

@@ -23,25 +23,29 @@ from raystill.store.store import TeacherStore
 
 @dataclass(frozen=True)
 class RiskEntry:
-    """A request that may be billed although no answer came, and the most that it can cost."""
+    """A request that is neither a row nor a reject: `at_risk_usd` is the most that may be billed for it where
+    no answer came, `cost_usd` what was billed for a probe.
+    """
 
     key: str
     code: str
     at_risk_usd: float
+    cost_usd: float = 0.0
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What a store has cost: answers that are rows, answers that are not, and what may be billed besides."""
+    """What a store has cost: rows, rejects, probes of the endpoint, and what may be billed besides."""
 
     rows_usd: float
     rejects_usd: float
+    probes_usd: float
     at_risk_usd: float
 
     @property
     def spent_usd(self) -> float:
         """What was billed."""
-        return self.rows_usd + self.rejects_usd
+        return self.rows_usd + self.rejects_usd + self.probes_usd
 
 
 class RiskLedger:
@@ -86,8 +90,13 @@ def load_spending(store: TeacherStore) -> Spending:
         # Two writers may have paid for the same key: both were billed.
         costs["rows"] += [commit.cost_usd for commit in load_commits(store, partition, "rows")]
         costs["rejects"] += [commit.cost_usd for commit in load_commits(store, partition, "rejects")]
-    at_risk = [entry.at_risk_usd for entry in load_risks(store)]
-    return Spending(math.fsum(costs["rows"]), math.fsum(costs["rejects"]), math.fsum(at_risk))
+    entries = load_risks(store)
+    return Spending(
+        rows_usd=math.fsum(costs["rows"]),
+        rejects_usd=math.fsum(costs["rejects"]),
+        probes_usd=math.fsum(entry.cost_usd for entry in entries),
+        at_risk_usd=math.fsum(entry.at_risk_usd for entry in entries),
+    )
 
 
 def load_risks(store: TeacherStore) -> list[RiskEntry]:
