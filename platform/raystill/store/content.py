@@ -35,13 +35,14 @@ def content_digest(store: TeacherStore, kinds: Collection[Kind] = _ROWS) -> str:
                     total += int(commit.digest_sum, 16)
                     count += commit.num_rows
                 else:
-                    total += _digest_sum(kind, read_part(store, commit).take(pa.array(kept)))
+                    total += compute_digest_sum(kind, read_part(store, commit).take(pa.array(kept)))
                     count += len(kept)
         facts[kind] = (count, f"{total % DIGEST_MODULUS:064x}")
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def _digest_sum(kind: Kind, table: pa.Table) -> int:
+def compute_digest_sum(kind: Kind, table: pa.Table) -> int:
+    """The sum of the digests of a table's rows, rejects or scores."""
     if kind == "rows":
         return sum(map(row_digest, iter_table_rows(table)))
     if kind == "rejects":

@@ -1,4 +1,4 @@
-"""Journals of writers that died become parts, before anything is planned: what was paid for is not asked again."""
+"""Journals of writers that died become parts before anything is planned: paid answers are not asked again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from raystill.run.publish import make_directory
+from raystill.store.commit_index import refresh_indexes
 from raystill.store.compact import compact_segment
 from raystill.store.layout import writer_of
-from raystill.store.repair import is_dead_writer
+from raystill.store.repair import is_dead_writer, sweep_dead_writers
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 
@@ -48,6 +49,17 @@ def recover_journals(store: TeacherStore) -> Recovery:
                 lost += found.lost
                 quarantined += [found.quarantined] if found.quarantined else []
     return Recovery(len(segments), rows, rejects, tuple(lost), tuple(quarantined))
+
+
+def prepare_store(store: TeacherStore) -> Recovery:
+    """What a run does before it plans: recover journals, sweep what dead writers left, refresh the indexes.
+
+    Raises like `recover_journals`.
+    """
+    recovery = recover_journals(store)
+    sweep_dead_writers(store)
+    refresh_indexes(store)
+    return recovery
 
 
 def dead_journals(store: TeacherStore) -> list[Path]:

@@ -11,15 +11,15 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from raystill.errors import DataError
+from raystill.errors import DataError, EnvironmentFault
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, sha256_file
 from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table
@@ -40,13 +40,15 @@ _SIGNAL_ENCODINGS = {
     "sampled_logprob.list.element": _PLANES,
     "tail_logprob.list.element": _PLANES,
 }
+_LOCK_SECONDS = 1.0
 _DICTIONARY_COLUMNS = ("split", "source", "finish_reason", "teacher_id", "code", "flags.list.element")
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What a commit says besides what follows from its table."""
+class Facts:
+    """What a commit says besides what follows from its table; see `CommitRecord`."""
 
+    digest_sum: int
     num_tokens: int = 0
     num_logprobs: int | None = None
     cost_usd: float = 0.0
@@ -58,7 +60,7 @@ class PartWriter:
     """Commits parts to a store. One per process or actor; close it, or use it as a context manager.
 
     Its name is unique, and its lock file is held while its process lives, so that what a dead writer left
-    behind can be told from what a living one is writing.
+    behind can be told from what a living one is writing. Raises EnvironmentFault while the store is repacked.
     """
 
     def __init__(self, store: TeacherStore) -> None:
@@ -69,6 +71,13 @@ class PartWriter:
         make_directory(lock_path.parent)
         self._lock = FileLock(lock_path, timeout=0, thread_local=False)
         self._lock.acquire()
+        if is_being_repacked(store):
+            self.close()
+            raise EnvironmentFault(
+                "the teacher store is being repacked",
+                where=str(store.path),
+                fix="run again when `raystill store repack` has ended",
+            )
 
     @property
     def name(self) -> str:
@@ -87,8 +96,8 @@ class PartWriter:
             partition,
             [row.key for row in rows],
             rows_to_table(rows),
-            map(row_digest, rows),
-            _Facts(
+            Facts(
+                digest_sum=sum(map(row_digest, rows)),
                 num_tokens=sum(len(row.completion_token_ids) for row in rows),
                 cost_usd=math.fsum(row.cost_usd for row in rows),
                 journal=journal,
@@ -117,8 +126,8 @@ class PartWriter:
             partition,
             [key for key, _ in scores],
             scores_to_table(scores),
-            (score_digest(key, signal) for key, signal in scores),
-            _Facts(
+            Facts(
+                digest_sum=sum(score_digest(key, signal) for key, signal in scores),
                 num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
                 num_logprobs=next(iter(widths), None),
             ),
@@ -131,9 +140,16 @@ class PartWriter:
             partition,
             [reject.key for reject in rejects],
             rejects_to_table(rejects),
-            map(reject_digest, rejects),
-            _Facts(cost_usd=math.fsum(reject.cost_usd for reject in rejects), journal=journal),
+            Facts(
+                digest_sum=sum(map(reject_digest, rejects)),
+                cost_usd=math.fsum(reject.cost_usd for reject in rejects),
+                journal=journal,
+            ),
         )
+
+    def commit_table(self, kind: Kind, partition: int, table: pa.Table, facts: Facts) -> CommitRecord:
+        """Commit rows that were checked before, for they come from other parts. For `repack_store`."""
+        return self._commit(kind, partition, table.column("key").to_pylist(), table, facts)
 
     def next_stem(self) -> str:
         """An unused stem for one of this writer's files."""
@@ -159,8 +175,7 @@ class PartWriter:
         partition: int,
         keys: list[str],
         table: pa.Table,
-        digests: Iterable[int],
-        facts: _Facts,
+        facts: Facts,
     ) -> CommitRecord:
         self._check_keys(partition, keys)
         stem = self.next_stem()
@@ -181,7 +196,7 @@ class PartWriter:
                 size_bytes=size_bytes,
                 num_tokens=facts.num_tokens,
                 num_logprobs=facts.num_logprobs,
-                digest_sum=f"{sum(digests) % DIGEST_MODULUS:064x}",
+                digest_sum=f"{facts.digest_sum % DIGEST_MODULUS:064x}",
                 cost_usd=facts.cost_usd,
                 journal=facts.journal,
                 num_rows=len(keys),
@@ -203,6 +218,19 @@ class PartWriter:
         for key in keys:
             if partition_of(key, self._store.num_partitions) != partition:
                 raise DataError(f"a key does not belong to partition {partition}", where=f"key {key}")
+
+
+def is_being_repacked(store: TeacherStore) -> bool:
+    """Whether some process holds the lock that keeps writers out."""
+    if not store.layout.repack_lock.exists():
+        return False
+    lock = FileLock(store.layout.repack_lock, timeout=_LOCK_SECONDS, thread_local=False)
+    try:
+        lock.acquire()  # waits a little: another writer may be looking at this very moment
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def write_parquet(table: pa.Table, path: str | os.PathLike[str]) -> None:
