@@ -18,7 +18,8 @@ _TRANSFORMERS_BATCH_SIZE = 16
 class EngineBlueprint:
     """Everything a worker needs to build an engine; small, and sent to every worker.
 
-    `stop_token_ids` end a completion; `pad_token_id` fills batches; `scoring` tunes for teacher forcing.
+    `stop_token_ids` end a completion; `pad_token_id` fills batches; `scoring` tunes for teacher forcing;
+    `structured_outputs` prepares for rows that are forced into a JSON Schema.
     """
 
     config: Config
@@ -27,6 +28,7 @@ class EngineBlueprint:
     pad_token_id: int
     num_logprobs: int
     scoring: bool
+    structured_outputs: bool = False
 
 
 def expected_rows_in_flight(blueprint: EngineBlueprint) -> int:
@@ -77,6 +79,7 @@ def _build_vllm(blueprint: EngineBlueprint) -> TeacherEngine:
             blueprint.stop_token_ids,
             num_logprobs=blueprint.num_logprobs,
             scoring=blueprint.scoring,
+            structured_outputs=blueprint.structured_outputs,
         )
     )
 

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import math
 import os
+import signal
 import time
 
 import numpy as np
@@ -19,6 +20,9 @@ from raystill.teacher.engine import FinishReason, Generation, GenerationRequest,
 from raystill.teacher.errors import EngineRowError
 
 SECONDS_PER_ROW_VARIABLE = "RAYSTILL_FAKE_SECONDS_PER_ROW"
+# A prompt that holds this text kills the engine's process, or hangs for ever.
+POISON_VARIABLE = "RAYSTILL_FAKE_POISON"
+HANG_VARIABLE = "RAYSTILL_FAKE_HANG"
 # As many as anybody likes; 64 keeps the order of finishing realistic.
 FAKE_ROWS_IN_FLIGHT = 64
 _LOG_2 = math.log(2.0)
@@ -32,6 +36,8 @@ class FakeEngine:
         self._context_length = context_length
         self._stops = stop_token_ids
         self._seconds_per_row = float(os.environ.get(SECONDS_PER_ROW_VARIABLE, "0"))
+        self._poison = os.environ.get(POISON_VARIABLE)
+        self._hang = os.environ.get(HANG_VARIABLE)
 
     @property
     def rows_in_flight(self) -> int:
@@ -48,6 +54,10 @@ class FakeEngine:
                 code, f"{len(request.prompt_token_ids)} tokens in a context of {self._context_length}"
             )
         await asyncio.sleep(self._seconds_per_row)
+        if self._poison and self._poison in request.messages:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._hang and self._hang in request.messages:
+            await asyncio.Event().wait()
         limit = min(request.sampling.max_new_tokens, room)
         base = self._base(request.prompt_token_ids)
         seed = request.seed if request.sampling.temperature > 0.0 else 0
@@ -62,8 +72,8 @@ class FakeEngine:
             ids, reason = ids[:wanted], "stop"
             ids[-1] = self._stops[0]
         completion = ids.astype(np.int32)
-        signal = self._signal(base, completion, request.num_logprobs) if request.num_logprobs else None
-        return Generation(request.key, completion, reason, signal, time.monotonic() - started)
+        drawn = self._signal(base, completion, request.num_logprobs) if request.num_logprobs else None
+        return Generation(request.key, completion, reason, drawn, time.monotonic() - started)
 
     async def score(self, request: ScoreRequest) -> TopKSignal:
         """The distributions that `generate` drew from, for any completion."""

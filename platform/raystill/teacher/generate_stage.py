@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raystill.store.store import TeacherStore
     from raystill.teacher.build_engine import EngineBlueprint
     from raystill.teacher.identify import KnownTeacher
+    from raystill.teacher.plan_requests import RequestPlan
     from raystill.teacher.row_work import WorkOrder
 
 _CONFIG_KEYS = (
@@ -38,6 +39,9 @@ _CONFIG_KEYS = (
     "teacher.vllm.max_model_len",
     "teacher.store.path",
     "teacher.base.output_path",
+    "teacher.base.num_samples",
+    "teacher.base.reasoning",
+    "teacher.base.tool_schema",
 )
 
 
@@ -68,7 +72,7 @@ def run_generate(context: StageContext) -> StageResult:
         context.events.emit(
             "requests_planned", requests=plan.num_requests, reused=plan.reused, shards=len(plan.shards)
         )
-        blueprint, order = _orders(teacher, store)
+        blueprint, order = _orders(teacher, store, plan, scratch)
         progress = run_shards(plan.shards, blueprint, order, context.events)
     accounts = settle_accounts(plan, store)
     if accounts.done + accounts.rejected != plan.num_requests:
@@ -91,6 +95,7 @@ def run_generate(context: StageContext) -> StageResult:
         },
         metrics={
             "tokens_per_s": round(progress.tokens_per_s, 1),
+            "tail_fraction": round(progress.tail_fraction, 3),
             "engine": teacher.facts.engine,
             "dtype": teacher.facts.dtype,
             "rejects": accounts.reject_codes,
@@ -139,10 +144,13 @@ def _marker(context: StageContext) -> Path:
     return context.output / "new_store.json"
 
 
-def _orders(teacher: KnownTeacher, store: TeacherStore) -> tuple[EngineBlueprint, WorkOrder]:
-    from raystill.teacher.identify import captures_signals, sampling_of
+def _orders(
+    teacher: KnownTeacher, store: TeacherStore, plan: RequestPlan, scratch: Path
+) -> tuple[EngineBlueprint, WorkOrder]:
+    from raystill.teacher.identify import captures_signals
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.row_work import GenerateWork, WorkOrder
+    from raystill.teacher.sampling import sampling_of
 
     config = teacher.config
     tokenizer = require_open_teacher(config).tokenizer
@@ -150,13 +158,21 @@ def _orders(teacher: KnownTeacher, store: TeacherStore) -> tuple[EngineBlueprint
     work = GenerateWork(
         tokenizer_directory=str(teacher.facts.files.directory),
         teacher_id=store.identity.teacher_id,
-        sampling_by_split={split: sampling_of(config, split) for split in ("train", "eval")},
+        sampling_by_split={
+            split: sampling_of(config, split, teacher.tool_schema) for split in ("train", "eval")
+        },
         num_logprobs=num_logprobs,
         skip_special_tokens=tokenizer.skip_special_tokens,
         clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
         trust_remote_code=require_open_teacher(config).model.trust_remote_code,
+        reasoning=config.teacher.base.reasoning,
+        markers=teacher.markers,
+        tool_schema=teacher.tool_schema,
     )
-    return teacher.blueprint(num_logprobs=num_logprobs, scoring=False), WorkOrder(store, work)
+    blueprint = teacher.blueprint(
+        num_logprobs=num_logprobs, scoring=False, structured_outputs=plan.has_schemas
+    )
+    return blueprint, WorkOrder(store, work, str(scratch / "deaths"))
 
 
 def _inputs(config: Config) -> tuple[StageName, ...]:

@@ -10,12 +10,11 @@ from raystill.config.schema import Config
 from raystill.errors import ConfigError
 from raystill.store.identity import StoreIdentity
 from raystill.teacher.build_engine import EngineBlueprint
-from raystill.teacher.engine import Sampling
 from raystill.teacher.preflight import EngineFacts, preflight, require_open_teacher
+from raystill.teacher.reasoning import ReasoningMarkers, find_markers
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.text.tokenizer import chat_template_sha256, ensure_pad_token, tokenizer_sha256
-
-EVAL_SPLIT = "eval"
+from raystill.text.tool_schema import ToolSchema, load_tool_schema
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,12 @@ class KnownTeacher:
     identity: StoreIdentity
     stop_token_ids: tuple[int, ...]
     pad_token_id: int
+    tool_schema: ToolSchema | None = None
+    markers: ReasoningMarkers | None = None
 
-    def blueprint(self, *, num_logprobs: int, scoring: bool) -> EngineBlueprint:
+    def blueprint(
+        self, *, num_logprobs: int, scoring: bool, structured_outputs: bool = False
+    ) -> EngineBlueprint:
         """What workers need to start the engine."""
         return EngineBlueprint(
             config=self.config,
@@ -38,6 +41,7 @@ class KnownTeacher:
             pad_token_id=self.pad_token_id,
             num_logprobs=num_logprobs,
             scoring=scoring,
+            structured_outputs=structured_outputs,
         )
 
 
@@ -56,6 +60,9 @@ def identify_teacher(config: Config) -> KnownTeacher:
         teacher.model.trust_remote_code,
         teacher.tokenizer.use_fast,
     )
+    tools = config.teacher.base.tool_schema
+    tool_schema = load_tool_schema(tools) if tools is not None else None
+    chat = chat if tool_schema is None else chat.with_tools(tool_schema.tools)
     stops = (*chat.eos_token_ids, *_extra_stop_ids(chat, teacher.tokenizer.additional_special_tokens))
     identity = StoreIdentity(
         teacher=files.directory.name if files.is_local else teacher.model.name,
@@ -69,15 +76,16 @@ def identify_teacher(config: Config) -> KnownTeacher:
         licence_note=read_licence(files.directory),
     )
     pad = ensure_pad_token(chat.tokenizer, chat.eos_token_ids, eos_would_be_masked=False)
-    return KnownTeacher(config, facts, chat, identity, tuple(dict.fromkeys(stops)), pad.id)
-
-
-def sampling_of(config: Config, split: str) -> Sampling:
-    """How a split's completions are drawn. Held-out prompts get the teacher's best guess: greedy."""
-    pipeline = require_open_teacher(config).pipeline
-    if split == EVAL_SPLIT or not pipeline.do_sample or pipeline.temperature == 0.0:
-        return Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=pipeline.max_new_tokens)
-    return Sampling(pipeline.temperature, pipeline.top_p, pipeline.top_k, pipeline.max_new_tokens)
+    return KnownTeacher(
+        config=config,
+        facts=facts,
+        chat=chat,
+        identity=identity,
+        stop_token_ids=tuple(dict.fromkeys(stops)),
+        pad_token_id=pad.id,
+        tool_schema=tool_schema,
+        markers=find_markers(chat),
+    )
 
 
 def captures_signals(config: Config) -> bool:
@@ -89,6 +97,8 @@ def engine_notes(teacher: KnownTeacher) -> list[str]:
     """What runs otherwise than the configuration asks, in words for the user."""
     notes = []
     config, facts = teacher.config, teacher.facts
+    if teacher.tool_schema is not None and teacher.tool_schema.tools and not teacher.chat.tools:
+        notes.append("the teacher's chat template takes no tools: the prompts themselves must name them")
     if facts.engine == "transformers":
         from raystill.teacher.transformers_engine import available_attention
 

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raystill.config.schema import Config
+from raystill.errors import DataError
 from raystill.store.commit import load_commits
 from raystill.store.identity import partition_of, request_key
 from raystill.store.reader import committed_keys, iter_tables, keys_to_score
 from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
-from raystill.teacher.identify import KnownTeacher, sampling_of
+from raystill.teacher.identify import KnownTeacher
+from raystill.teacher.pool import engine_range
 from raystill.teacher.preflight import require_open_teacher
+from raystill.teacher.row_order import prefix_order
 from raystill.teacher.row_work import Row
+from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
 from raystill.teacher.shards import Shard, ShardWriter, shard_rows, without_keys
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import iter_prompt_batches
 
 TRUNCATED_FLAG = "truncated_prompt"
+_WITHOUT_SCHEMAS = ("transformers", "fake")
 
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The requests of a run, their keys by partition, the shards that are to be done, and what is reused."""
+    """The requests of a run, their keys by partition, the shards that are to be done, and what is reused.
+
+    `has_schemas` is whether any completion is forced into a JSON Schema.
+    """
 
     requests: tuple[Request, ...]
     keys_by_partition: dict[int, frozenset[str]]
     shards: tuple[Shard, ...]
     reused: int
+    has_schemas: bool = False
 
     @property
     def num_requests(self) -> int:
@@ -43,27 +52,33 @@ class RequestPlan:
 def plan_requests(
     teacher: KnownTeacher, store: TeacherStore, prompt_table: Path, scratch: Path
 ) -> RequestPlan:
-    """Render every prompt, name its request, and cut what the store lacks into shards under `scratch`.
+    """Render every prompt, name its requests, and cut what the store lacks into shards under `scratch`.
 
-    Raises DataError for a prompt that the chat template refuses.
+    A training prompt has `teacher.base.num_samples` requests, a held-out one has one. Raises DataError for a
+    prompt that the chat template refuses, or that asks for a JSON Schema where the engine knows none.
     """
     writer = ShardWriter(scratch, "generate")
+    has_schemas = False
     for batch in iter_prompt_batches(prompt_table):
         for prompt in batch:
-            row = _request_row(teacher, prompt)
-            writer.add(partition_of(row["key"], store.num_partitions), row)
+            sampling = sampling_of(teacher.config, prompt.split, teacher.tool_schema)
+            sampling = row_sampling(sampling, prompt.split, prompt.sampling)
+            has_schemas = has_schemas or sampling.json_schema is not None
+            _require_schema_support(teacher, prompt, sampling)
+            for row in _request_rows(teacher, prompt, sampling):
+                writer.add(partition_of(row["key"], store.num_partitions), row)
     requests: list[Request] = []
     keys: dict[int, frozenset[str]] = {}
     pending = {}
     for partition, table in writer.iter_partitions():
         requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
         keys[partition] = frozenset(table.column("key").to_pylist())
-        pending[partition] = without_keys(table, committed_keys(store, partition))
+        pending[partition] = prefix_order(without_keys(table, committed_keys(store, partition)))
     config = teacher.config.teacher
     num_pending = sum(table.num_rows for table in pending.values())
-    size = shard_rows(config.store.rows_per_part, num_pending, config.vllm.num_engines)
+    size = shard_rows(config.store.rows_per_part, num_pending, engine_range(config.vllm)[1])
     shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
-    return RequestPlan(tuple(requests), keys, tuple(shards), len(requests) - num_pending)
+    return RequestPlan(tuple(requests), keys, tuple(shards), len(requests) - num_pending, has_schemas)
 
 
 def plan_scores(config: Config, store: TeacherStore, keys: Set[str], scratch: Path) -> tuple[Shard, ...]:
@@ -80,9 +95,11 @@ def plan_scores(config: Config, store: TeacherStore, keys: Set[str], scratch: Pa
             for row in table.to_pylist():
                 writer.add(partition, row)
             num_rows += table.num_rows
-    size = shard_rows(config.teacher.store.rows_per_part, num_rows, config.teacher.vllm.num_engines)
+    size = shard_rows(config.teacher.store.rows_per_part, num_rows, engine_range(config.teacher.vllm)[1])
     return tuple(
-        shard for partition, table in writer.iter_partitions() for shard in writer.cut(partition, table, size)
+        shard
+        for partition, table in writer.iter_partitions()
+        for shard in writer.cut(partition, prefix_order(table), size)
     )
 
 
@@ -123,24 +140,39 @@ def _stored_tokens(store: TeacherStore, partition: int, keys: set[str]) -> int:
     return total
 
 
-def _request_row(teacher: KnownTeacher, prompt: Prompt) -> Row:
+def _require_schema_support(teacher: KnownTeacher, prompt: Prompt, sampling: Sampling) -> None:
+    if sampling.json_schema is not None and teacher.facts.engine in _WITHOUT_SCHEMAS:
+        raise DataError(
+            f"a prompt asks for a JSON Schema, which the {teacher.facts.engine} engine can't force",
+            where=f"prompt {prompt.id} of {prompt.source} (sampling.json_schema)",
+            fix="set teacher.engine: vllm, or leave json_schema out of the prompts' sampling",
+        )
+
+
+def _request_rows(teacher: KnownTeacher, prompt: Prompt, sampling: Sampling) -> Iterator[Row]:
     tokenizer = require_open_teacher(teacher.config).tokenizer
-    sampling = sampling_of(teacher.config, prompt.split)
     ids = teacher.chat.render_prompt_ids(prompt.messages, tokenizer.add_generation_prompt)
     flags: list[str] = []
     if tokenizer.truncation:
         kept = _truncate(ids, teacher.facts.context_length, sampling)
         flags, ids = ([TRUNCATED_FLAG] if len(kept) < len(ids) else []), kept
     facts: dict[str, Any] = {**vars(sampling), "stop_token_ids": list(teacher.stop_token_ids)}
-    return {
-        "key": request_key(teacher.identity, ids, facts, seed=teacher.config.run.seed),
-        "prompt_id": prompt.id,
-        "split": prompt.split,
-        "source": prompt.source,
-        "messages": json.dumps(prompt.messages, ensure_ascii=False),
-        "prompt_token_ids": ids,
-        "flags": flags,
-    }
+    if teacher.markers is not None:
+        facts["reasoning"] = teacher.config.teacher.base.reasoning
+    for sample_index in range(num_samples_of(teacher.config, prompt.split, sampling)):
+        yield {
+            "key": request_key(
+                teacher.identity, ids, facts, seed=teacher.config.run.seed, sample_index=sample_index
+            ),
+            "prompt_id": prompt.id,
+            "split": prompt.split,
+            "sample_index": sample_index,
+            "source": prompt.source,
+            "messages": json.dumps(prompt.messages, ensure_ascii=False),
+            "prompt_token_ids": ids,
+            "sampling": prompt.sampling and json.dumps(prompt.sampling, ensure_ascii=False),
+            "flags": flags,
+        }
 
 
 def _truncate(ids: list[int], context_length: int, sampling: Sampling) -> list[int]:

@@ -46,7 +46,7 @@ def run_score(context: StageContext) -> StageResult:
         if shards:
             teacher = identify_teacher(config)
             blueprint = teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
-            order = WorkOrder(store, ScoreWork(num_logprobs))
+            order = WorkOrder(store, ScoreWork(num_logprobs), str(scratch / "deaths"))
             progress = run_shards(shards, blueprint, order, context.events)
             tokens, rejected, rate = progress.tokens, progress.rejected, progress.tokens_per_s
     return StageResult(

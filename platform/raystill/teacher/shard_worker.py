@@ -1,8 +1,12 @@
 """The actor that holds one engine. Ray Data sends it shards; rows of several shards are in flight at once.
 
 Its engine runs in an event loop of its own. A shard's task submits the shard's rows to that loop, where one
-semaphore bounds the rows in flight, so the engine never waits for the slowest row of a batch. Parts are
-committed here, in one thread, before a task ends: what a task has reported can't be lost.
+gate bounds the rows in flight, so the engine never waits for the slowest row of a batch. Parts are committed
+here, in one thread, before a task ends: what a task has reported can't be lost.
+
+An engine that dies, or that finishes no row for `teacher.vllm.stall_timeout_s`, takes this process with it.
+Ray starts the actor again with the shards it had, and notes in the scratch directory tell the new process
+which rows were in flight; see `raystill.teacher.death_notes`.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +29,9 @@ from raystill.store.reader import committed_keys
 from raystill.store.records import Reject
 from raystill.store.writer import PartWriter
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
+from raystill.teacher.death_notes import DeathNotes
 from raystill.teacher.errors import EngineDiedError, EngineRowError
+from raystill.teacher.row_gate import RowGate
 from raystill.teacher.row_work import Answer, Row, WorkOrder, drop_committed, reject_of
 from raystill.teacher.shards import Shard, shards_from_table
 
@@ -35,6 +42,7 @@ _REPORT_SECONDS = 1.0
 # Finished rows wait at most so long for the rest of their shard: a crash loses no more paid work than this.
 _COMMIT_SECONDS = 60.0
 _ENGINE_DIED_EXIT_CODE = 70
+_ENGINE_DIED = "engine_died"
 
 
 @dataclass
@@ -66,9 +74,12 @@ class ShardWorker:
         # One thread: parts are written one after the other, by the thread that holds the writer's lock.
         self._commits = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-commit")
         self._writer = self._commits.submit(PartWriter, order.store).result()
+        # A restarted actor keeps its id.
+        self._name = ray.get_runtime_context().get_actor_id()
         self._is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
         # Not started here: what an actor's constructor raises reaches the driver as text only.
         self._starting: Future[None] | None = None
+        self._is_dying = False
         self._start_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -100,14 +111,30 @@ class ShardWorker:
             os._exit(_ENGINE_DIED_EXIT_CODE)
 
     async def _start(self) -> None:
+        vllm = self._blueprint.config.teacher.vllm
+        self._notes = DeathNotes(Path(self._order.notes), self._name, vllm.max_restarts)
+        self._notes.require_hope(self._blueprint.facts.engine)
         self._engine = build_engine(self._blueprint)
         atexit.register(self._engine.shutdown)
-        self._slots = asyncio.Semaphore(self._engine.rows_in_flight)
+        blame = self._notes.blame
+        self._gate = RowGate(
+            self._engine.rows_in_flight, blame.suspects, blame.group, self._notes.clear_suspects
+        )
         self._order.work.prepare()
+        # A thread of its own: it must see a stall that holds up the loop as well.
+        threading.Thread(
+            target=self._watch, args=(vllm.stall_timeout_s,), name="teacher-watch", daemon=True
+        ).start()
+
+    def _watch(self, stall_timeout_s: float) -> None:
+        """End this process when the engine hangs; the guard of an engine's processes ends those."""
+        while self._gate.stalled_seconds < stall_timeout_s:
+            time.sleep(min(1.0, stall_timeout_s / 4))
+        os._exit(_ENGINE_DIED_EXIT_CODE)
 
     async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
         rows = await self._in_commit_thread(self._load, shard)
-        tasks = {asyncio.create_task(self._run_row(row)) for row in rows}
+        tasks = {asyncio.create_task(self._run_row(row, self._rank(shard, row))) for row in rows}
         finished: list[Answer | Reject] = []
         committed_at = time.monotonic()
         try:
@@ -119,19 +146,44 @@ class ShardWorker:
                     outcome = task.result()
                     finished.append(outcome)
                     _count(outcome, tally)
-                if finished and (not tasks or time.monotonic() - committed_at > _COMMIT_SECONDS):
+                waited = time.monotonic() - committed_at
+                if finished and (not tasks or (waited > _COMMIT_SECONDS and _has_answer(finished))):
                     await self._in_commit_thread(self._commit, shard.partition, finished)
                     finished, committed_at = [], time.monotonic()
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _run_row(self, row: Row) -> Answer | Reject:
-        async with self._slots:
-            try:
-                return await self._order.work.run(self._engine, row)
-            except EngineRowError as error:
-                return reject_of(row, self._order.work.commits, error.code, error.reason)
+    def _rank(self, shard: Shard, row: Row) -> tuple[int, int]:
+        """Rows of the job's tail come last, longest first; see `raystill.teacher.row_order`."""
+        return (1, -self._order.work.size(row)) if shard.in_tail else (0, 0)
+
+    async def _run_row(self, row: Row, rank: tuple[int, int]) -> Answer | Reject:
+        key, work = row["key"], self._order.work
+        deaths = self._notes.blame.convicted.get(key)
+        if deaths is not None:
+            reason = f"the engine died {deaths} times with this row in flight, the last time with it alone"
+            return reject_of(row, work.commits, _ENGINE_DIED, reason, attempts=deaths)
+        await self._gate.enter(key, rank)
+        self._notes.started(key)
+        try:
+            outcome: Answer | Reject = await work.run(self._engine, row)
+        except EngineRowError as error:
+            outcome = reject_of(row, work.commits, error.code, error.reason)
+        except EngineDiedError:
+            self._is_dying = True
+            raise
+        except BaseException:
+            self._leave(key)
+            raise
+        self._leave(key)
+        return outcome
+
+    def _leave(self, key: str) -> None:
+        if self._is_dying:  # rows that are given up now were in flight, and the notes must go on saying so
+            return
+        self._notes.finished(key)
+        self._gate.leave(key)
 
     def _load(self, shard: Shard) -> list[Row]:
         rows = shard.read()
@@ -151,6 +203,11 @@ class ShardWorker:
 
     async def _in_commit_thread(self, function: Any, *arguments: Any) -> Any:
         return await self._loop.run_in_executor(self._commits, function, *arguments)
+
+
+def _has_answer(finished: list[Answer | Reject]) -> bool:
+    """A convicted row waits for a sign that the engine works at all."""
+    return any(isinstance(outcome, Answer) for outcome in finished)
 
 
 def _count(outcome: Answer | Reject, tally: _Tally) -> None:

@@ -26,12 +26,16 @@ _TASKS_PER_ENGINE = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """Row group `row_group` of the file at `path`: `num_rows` rows of one partition."""
+    """Row group `row_group` of the file at `path`: `num_rows` rows of one partition.
+
+    `in_tail` marks the last shards of a job, whose rows are done longest first.
+    """
 
     path: str
     partition: int
     row_group: int
     num_rows: int
+    in_tail: bool = False
 
     def read(self) -> list[dict[str, Any]]:
         """The rows."""

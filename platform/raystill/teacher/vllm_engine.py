@@ -19,6 +19,7 @@ from raystill.teacher.engine import FinishReason, Generation, GenerationRequest,
 from raystill.teacher.errors import EngineDiedError, EngineRowError
 from raystill.teacher.flat_logprobs import generated_signal, prompt_signal
 from raystill.teacher.orphan_guard import GuardedProcesses, guard_children, list_children
+from raystill.teacher.pool import engine_range
 from raystill.teacher.preflight import EngineFacts, require_open_teacher
 
 if TYPE_CHECKING:
@@ -46,15 +47,24 @@ class VllmSettings:
 
 
 def vllm_settings(
-    config: Config, facts: EngineFacts, stop_token_ids: tuple[int, ...], *, num_logprobs: int, scoring: bool
+    config: Config,
+    facts: EngineFacts,
+    stop_token_ids: tuple[int, ...],
+    *,
+    num_logprobs: int,
+    scoring: bool,
+    structured_outputs: bool = False,
 ) -> VllmSettings:
-    """Engine arguments from the configuration. `scoring` engines bound the tokens of a step, not the rows."""
+    """Engine arguments from the configuration. `scoring` engines bound the tokens of a step, not the rows.
+
+    `structured_outputs` loads the tokenizer as well: grammars are made of its tokens.
+    """
     teacher = require_open_teacher(config)
     vllm = config.teacher.vllm
     max_num_seqs, batched_tokens = _batch_limits(config, facts, scoring=scoring)
     arguments: dict[str, Any] = {
         "model": str(facts.files.directory),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not structured_outputs,
         "generation_config": "vllm",
         "dtype": facts.dtype,
         "max_model_len": facts.context_length,
@@ -80,7 +90,7 @@ def vllm_settings(
                 batched_tokens or _CPU_STEP_TOKENS, facts.context_length
             )
     # One core is left to the frontend and its workers: threads that wait for a stolen core spin.
-    threads = max(1, (_usable_cores() - 1) // vllm.num_engines) if facts.device == "cpu" else None
+    threads = max(1, (_usable_cores() - 1) // engine_range(vllm)[1]) if facts.device == "cpu" else None
     in_flight = rows_in_flight(config, facts, scoring=scoring)
     return VllmSettings(arguments, stop_token_ids, facts.context_length, in_flight, threads)
 
@@ -205,9 +215,10 @@ class VllmEngine:
             raise EngineRowError("prompt_empty", "the prompt has no tokens")
 
     def _generation_params(self, request: GenerationRequest) -> SamplingParams:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         sampling = request.sampling
+        schema = sampling.json_schema
         greedy = sampling.temperature == 0.0
         return SamplingParams(
             temperature=sampling.temperature,
@@ -222,7 +233,9 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            # Preparing a grammar changes the parameters; only then they must be the request's own.
+            skip_clone=schema is None,
         )
 
     async def _run(self, key: str, prompt_token_ids: list[int], params: SamplingParams) -> RequestOutput:
