@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from raystill.cli.main import main
 from raystill.store.identity import StoreIdentity, partition_of, request_key
-from raystill.store.records import TeacherRow
-from raystill.store.store import open_store
+from raystill.store.records import Reject, TeacherRow
+from raystill.store.store import load_store, open_store
 from raystill.store.writer import PartWriter
 
 NUM_PARTITIONS = 2
@@ -94,3 +95,23 @@ def test_a_missing_store_is_a_data_error(tmp_path: Path, capsys: pytest.CaptureF
         assert main(["store", command, str(tmp_path / "nowhere")]) == 3
         assert "nowhere" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_repack_diff_and_retry_rejects(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    assert main(["store", "diff", str(store), str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["is_equal"]
+    reject = Reject("f" * 32, "p", "generate", "timeout", "no answer", 3)
+    with PartWriter(load_store(store)) as writer:
+        writer.commit_rejects(NUM_PARTITIONS - 1, [reject])
+    assert main(["store", "retry-rejects", str(store), "--code", "other", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["released"] == 0
+    assert main(["store", "retry-rejects", str(store)]) == 0
+    assert capsys.readouterr().out.startswith("1 rejects are pending again")
+    assert main(["store", "repack", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts_after"] == NUM_PARTITIONS + 1
+    assert main(["store", "diff", str(store), str(other)]) == 0
+    assert "6 equal, 0 different, 0 only in" in " ".join(capsys.readouterr().out.split())

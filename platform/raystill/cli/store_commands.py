@@ -26,6 +26,12 @@ Quarantine = Annotated[
 StorePath = Annotated[
     Path | None, typer.Argument(metavar="[STORE]", help="Store directory; unset: the one of --config.")
 ]
+RowsPerPart = Annotated[int, typer.Option("--rows-per-part", min=1, help="Most rows of a merged part.")]
+LeftStore = Annotated[Path, typer.Argument(metavar="A", help="Store directory.")]
+RightStore = Annotated[Path, typer.Argument(metavar="B", help="Store directory to compare it with.")]
+Codes = Annotated[
+    list[str] | None, typer.Option("--code", help="Only rejects with this code; may be repeated.")
+]
 
 
 @store_app.command()
@@ -106,6 +112,75 @@ def verify(
         f"{len(report.uncommitted):,} uncommitted files",
         markup=False,
     )
+
+
+@store_app.command()
+def repack(
+    store: StorePath = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    rows_per_part: RowsPerPart = 4096,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Merge small parts and drop duplicates. No run may use the store meanwhile; a crash loses nothing."""
+    path = _store_path(store, config, overrides)
+    from raystill.store.repack import repack_store
+    from raystill.store.store import load_store
+
+    done = repack_store(load_store(path), rows_per_part=rows_per_part)
+    if as_json:
+        print_json({"store": str(path)} | asdict(done))
+        return
+    RESULTS.print(
+        f"repacked: {done.parts_before:,} parts ({human_bytes(done.bytes_before)}) are now "
+        f"{done.parts_after:,} ({human_bytes(done.bytes_after)}); {done.dropped:,} duplicates dropped",
+        markup=False,
+    )
+
+
+@store_app.command()
+def diff(left: LeftStore, right: RightStore, as_json: Json = False, debug: Debug = False) -> None:
+    """Compare two stores by key: what only one of them holds, and what differs."""
+    from raystill.store.diff import diff_stores
+    from raystill.store.store import load_store
+
+    found = diff_stores(load_store(left), load_store(right))
+    if as_json:
+        print_json(asdict(found) | {"is_equal": found.is_equal})
+        return
+    for line in found.identity:
+        RESULTS.print(f"identity     {line}", markup=False)
+    for name, kind in (("rows", found.rows), ("scores", found.scores)):
+        RESULTS.print(
+            f"{name:<12} {kind.same:,} equal, {kind.different:,} different, {kind.only_left:,} only in {left}, "
+            f"{kind.only_right:,} only in {right}",
+            markup=False,
+        )
+        for sort, keys in kind.examples.items():
+            if keys:
+                RESULTS.print(f"{'':<12} {sort}: {', '.join(keys)}", markup=False)
+
+
+@store_app.command()
+def retry_rejects(
+    store: StorePath = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    codes: Codes = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make rejected requests pending again: the next generate asks them. Attempts and cost go on adding up."""
+    path = _store_path(store, config, overrides)
+    from raystill.store.rejects import release_rejects
+    from raystill.store.store import load_store
+
+    released = release_rejects(load_store(path), codes)
+    if as_json:
+        print_json({"store": str(path), "released": released})
+        return
+    RESULTS.print(f"{released:,} rejects are pending again; run raystill generate --fresh", markup=False)
 
 
 def _store_path(store: Path | None, config: list[Path] | None, overrides: list[str] | None) -> Path:

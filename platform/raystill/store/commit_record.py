@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,7 +18,7 @@ from raystill.errors import DataError
 from raystill.run.publish import publish_file
 from raystill.store.codec import CODEC
 from raystill.store.keys import KEY_BYTES, unpack_keys
-from raystill.store.layout import commit_name
+from raystill.store.layout import Kind, commit_name
 from raystill.store.records import FORMAT_VERSION
 from raystill.store.store import TeacherStore
 
@@ -29,7 +29,8 @@ DIGEST_MODULUS = 2**256
 class CommitRecord(BaseModel):
     """What one committed part holds.
 
-    `num_logprobs` is the width of a score part's signals, None for other kinds. `digest_sum` is the sum of
+    `num_logprobs` is the width of a score part's signals (draws of a sampled part, D of a hidden one), None for
+    other kinds. `digest_sum` is the sum of
     its rows' digests modulo 2^256, as 64 hex digits: equal for equal rows in any order. `num_tokens` counts
     completion tokens (of rows) or positions (of scores). `cost_usd` is what its rows or rejects were billed,
     duplicates that a repack dropped included: money spent stays spent. `journal` names the journal segment
@@ -41,7 +42,7 @@ class CommitRecord(BaseModel):
 
     format_version: int = FORMAT_VERSION
     codec: str = CODEC
-    kind: Literal["rows", "scores", "rejects"]
+    kind: Kind
     partition: int = Field(ge=0)
     stem: str = Field(min_length=1)
     sha256: str

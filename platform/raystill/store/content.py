@@ -15,6 +15,7 @@ from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.layout import Kind
 from raystill.store.reader import read_part
 from raystill.store.store import TeacherStore
+from raystill.store.tier_codec import list_tier_signals, tier_digest
 
 _ROWS: tuple[Kind, ...] = ("rows",)
 
@@ -45,6 +46,9 @@ def compute_digest_sum(kind: Kind, table: pa.Table) -> int:
     """The sum of the digests of a table's rows, rejects or scores."""
     if kind == "rows":
         return sum(map(row_digest, iter_table_rows(table)))
+    if kind == "sampled" or kind == "hidden":
+        tiers = zip(table.column("key").to_pylist(), list_tier_signals(kind, table), strict=True)
+        return sum(tier_digest(key, signal) for key, signal in tiers)
     if kind == "rejects":
         return sum(map(reject_digest, iter_table_rejects(table)))
     scores = zip(table.column("key").to_pylist(), list_signals(table), strict=True)

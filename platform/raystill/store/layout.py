@@ -4,6 +4,7 @@
       store.json                                     format, identity, number of partitions; written first
       partitions/p0003/part-<stem>.parquet           rows (text, ids, and signals captured with generation)
       scores/p0003/part-<stem>.parquet               signals written by the score stage, by key
+      sampled/ and hidden/, alike                    its other tiers: draws, and hidden states
       rejects/p0003/part-<stem>.parquet              requests that failed for good
       commits/p0003/<kind>-<stem>.commit             a part exists only if its commit does
       indexes/p0003.index                            copies of many commits in one file; may be deleted
@@ -32,10 +33,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-Kind = Literal["rows", "scores", "rejects"]
+Kind = Literal["rows", "scores", "sampled", "hidden", "rejects"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_FOLDERS: dict[Kind, str] = {"rows": "partitions", "scores": "scores", "rejects": "rejects"}
+_FOLDERS: dict[Kind, str] = {
+    "rows": "partitions",
+    "scores": "scores",
+    "sampled": "sampled",
+    "hidden": "hidden",
+    "rejects": "rejects",
+}
 _WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6,}\.(?:parquet|commit|journal)$")
 
 

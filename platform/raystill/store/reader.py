@@ -38,8 +38,14 @@ from raystill.store.records import (
 )
 from raystill.store.selfcheck import check_sampled
 from raystill.store.store import TeacherStore
+from raystill.store.tier_records import TIER_SCHEMAS
 
-SCHEMAS: dict[Kind, pa.Schema] = {"rows": ROW_SCHEMA, "scores": SCORE_SCHEMA, "rejects": REJECT_SCHEMA}
+SCHEMAS: dict[Kind, pa.Schema] = {
+    "rows": ROW_SCHEMA,
+    "scores": SCORE_SCHEMA,
+    **TIER_SCHEMAS,
+    "rejects": REJECT_SCHEMA,
+}
 
 
 def committed_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> set[str]:
@@ -205,7 +211,7 @@ def check_present(store: TeacherStore, commit: CommitRecord) -> None:
 
 def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataError:
     """The error for a part that can't be used: which, why, and how many keys it costs."""
-    stage = "score" if commit.kind == "scores" else "generate"
+    stage = "generate" if commit.kind in ("rows", "rejects") else "score"
     return DataError(
         f"a committed part of the teacher store can't be read: {why}; {commit.num_rows} keys must be asked "
         f"again ({', '.join(commit.keys[:3])}{', ...' if commit.num_rows > 3 else ''})",

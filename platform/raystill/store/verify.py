@@ -21,6 +21,7 @@ from raystill.store.reader import read_part
 from raystill.store.records import Int32Array
 from raystill.store.selfcheck import check_rows, check_signals
 from raystill.store.store import TeacherStore, load_store
+from raystill.store.tier_codec import check_tier, list_tier_signals, num_positions, tier_digest
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def verify_store(path: Path) -> VerifyReport:
     Raises DataError only where store.json can't be read.
     """
     store = load_store(path)
-    totals = {"parts": 0, "rows": 0, "scores": 0, "rejects": 0, "duplicates": 0, "stray": 0}
+    totals = dict.fromkeys(("parts", *KINDS, "duplicates", "stray"), 0)
     damaged: list[Damage] = []
     for partition in range(store.num_partitions):
         _verify_partition(store, partition, totals, damaged)
@@ -148,6 +149,10 @@ def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int3
     """The sum of digests and the number of tokens, after the self-checks."""
     if commit.kind == "rejects":
         return sum(map(reject_digest, iter_table_rejects(table))), 0
+    if commit.kind == "sampled" or commit.kind == "hidden":
+        tiers = list(zip(commit.keys, list_tier_signals(commit.kind, table), strict=True))
+        check_tier(tiers, tokens)
+        return sum(tier_digest(*each) for each in tiers), sum(num_positions(signal) for _, signal in tiers)
     if commit.kind == "scores":
         scores = [(k, s) for k, s in zip(commit.keys, list_signals(table), strict=True) if s is not None]
         check_signals([(key, signal, tokens.get(key)) for key, signal in scores])

@@ -31,6 +31,8 @@ from raystill.store.layout import Kind, part_stem
 from raystill.store.records import Int32Array, Reject, TeacherRow, TopKSignal
 from raystill.store.selfcheck import check_rows, check_signals
 from raystill.store.store import TeacherStore
+from raystill.store.tier_codec import check_tier, num_positions, tier_digest, tier_to_table
+from raystill.store.tier_records import TIER_PLANES, TierKind, TierSignal
 
 # Measured: dictionaries bloat near-random ids, and byte planes help zstd on float16 and int32 alike.
 _PLANES = "BYTE_STREAM_SPLIT"
@@ -39,6 +41,7 @@ _SIGNAL_ENCODINGS = {
     "topk_logprobs.list.element": _PLANES,
     "sampled_logprob.list.element": _PLANES,
     "tail_logprob.list.element": _PLANES,
+    **{f"{name}.list.element": _PLANES for name in TIER_PLANES},
 }
 _LOCK_SECONDS = 1.0
 _DICTIONARY_COLUMNS = ("split", "source", "finish_reason", "teacher_id", "code", "flags.list.element")
@@ -129,6 +132,34 @@ class PartWriter:
             Facts(
                 digest_sum=sum(score_digest(key, signal) for key, signal in scores),
                 num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
+                num_logprobs=next(iter(widths), None),
+            ),
+        )
+
+    def commit_tier(
+        self,
+        partition: int,
+        kind: TierKind,
+        signals: Sequence[tuple[str, TierSignal]],
+        *,
+        completion_token_ids: Mapping[str, Int32Array] | None = None,
+    ) -> CommitRecord:
+        """Check, write and commit sampled or hidden signals for rows that are stored already.
+
+        All have the same number of draws, or the same size. Raises like `commit_rows`.
+        """
+        widths = {signal.width for _, signal in signals}
+        if len(widths) > 1:
+            raise DataError(f"one part holds signals of one width, not of {sorted(widths)}")
+        check_tier(signals, completion_token_ids)
+        return self._commit(
+            kind,
+            partition,
+            [key for key, _ in signals],
+            tier_to_table(kind, signals),
+            (tier_digest(key, signal) for key, signal in signals),
+            _Facts(
+                num_tokens=sum(num_positions(signal) for _, signal in signals),
                 num_logprobs=next(iter(widths), None),
             ),
         )
