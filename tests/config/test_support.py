@@ -19,7 +19,6 @@ FRESH = [
 @pytest.mark.parametrize(
     ("overrides", "path", "stages"),
     [
-        (["teacher.closed.model.name=x"], "teacher.closed", {"generate", "score"}),
         (["assistant.model.name=x", "assistant.quantization.load_in_4bit=true"],
          "assistant.quantization.load_in_4bit", {"sft"}),
         (["student.base_model_name=x", "student.repo=a/b"], "student.repo", {"export"}),

@@ -22,7 +22,6 @@ from raystill.errors import ConfigError, Problem
 # Which stages would have to honour a key. One that isn't listed (a whole section, such as `tune`) changes
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
-    "teacher.closed": ("generate", "score"),
     "assistant.model.bfloat16": ("sft",),
     "assistant.quantization.load_in_4bit": ("sft",),
     "assistant.quantization.bfloat16": ("sft",),
@@ -107,8 +106,6 @@ def _missing_student(loaded: LoadedConfig, stages: Sequence[str]) -> Iterator[Pr
 
 
 def _fix(path: str) -> str:
-    if path == "teacher.closed":
-        return "use a teacher with open weights (teacher.open)"
     if path == "student":
         return (
             "remove the architecture keys to start from the checkpoint's own shape, or base_model_name to "
