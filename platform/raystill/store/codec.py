@@ -44,7 +44,7 @@ def rows_to_table(rows: Sequence[TeacherRow]) -> pa.Table:
     }
     for name in ("prompt_token_ids", "completion_token_ids"):
         ids = [getattr(row, name) for row in rows]
-        columns[name] = _lists(ids, np.int32)
+        columns[name] = lists_column(ids, np.int32)
         columns["num_" + name.replace("_ids", "s")] = pa.array([len(each) for each in ids], pa.int32())
     columns |= _signal_columns([row.signal for row in rows])
     return pa.table([columns[field.name] for field in ROW_SCHEMA], schema=ROW_SCHEMA)
@@ -166,14 +166,15 @@ def _signal_columns(signals: Sequence[TopKSignal | None]) -> dict[str, pa.Array]
     counts = [None if signal is None else signal.num_logprobs for signal in signals]
     return {
         "num_logprobs": pa.array(counts, pa.int32()),
-        "topk_ids": _lists(flat(lambda signal: signal.topk_ids_TK), np.int32),
-        "topk_logprobs": _lists(flat(lambda signal: signal.topk_logprobs_TK), np.float16),
-        "sampled_logprob": _lists(flat(lambda signal: signal.sampled_logprob_T), np.float32),
-        "tail_logprob": _lists(flat(lambda signal: signal.tail_logprob_T), np.float32),
+        "topk_ids": lists_column(flat(lambda signal: signal.topk_ids_TK), np.int32),
+        "topk_logprobs": lists_column(flat(lambda signal: signal.topk_logprobs_TK), np.float16),
+        "sampled_logprob": lists_column(flat(lambda signal: signal.sampled_logprob_T), np.float32),
+        "tail_logprob": lists_column(flat(lambda signal: signal.tail_logprob_T), np.float32),
     }
 
 
-def _lists(arrays: Sequence[Array | None], dtype: type[np.generic]) -> pa.Array:
+def lists_column(arrays: Sequence[Array | None], dtype: type[np.generic]) -> pa.Array:
+    """One list per row, None where there is none. Raises DataError beyond what one Arrow column holds."""
     lengths = np.fromiter((0 if each is None else len(each) for each in arrays), np.int64, len(arrays))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     if offsets[-1] > _MAX_LIST_ENTRIES:

@@ -29,13 +29,12 @@ DIGEST_MODULUS = 2**256
 class CommitRecord(BaseModel):
     """What one committed part holds.
 
-    `num_logprobs` is the width of a score part's signals (draws of a sampled part, D of a hidden one), None for
-    other kinds. `digest_sum` is the sum of
-    its rows' digests modulo 2^256, as 64 hex digits: equal for equal rows in any order. `num_tokens` counts
-    completion tokens (of rows) or positions (of scores). `cost_usd` is what its rows or rejects were billed,
-    duplicates that a repack dropped included: money spent stays spent. `journal` names the journal segment
-    that the part was made from, "" for none. `retires` are the stems of older parts of the same kind and
-    partition whose place this one takes.
+    `num_logprobs` is the width of a score part's signals (of a sampled part the draws, of a hidden one D),
+    None for rows and rejects. `digest_sum` is the sum of its rows' digests modulo 2^256, as 64 hex digits:
+    equal for equal rows in any order. `num_tokens` counts completion tokens (of rows) or positions (of
+    signals). `cost_usd` is what its rows or rejects were billed, duplicates that a repack dropped included:
+    money spent stays spent. `journal` names the journal segment that the part was made from, "" for none.
+    `retires` are the stems of older parts of the same kind and partition whose place this one takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -28,8 +28,8 @@ from raystill.store.commit_record import CommitRecord
 from raystill.store.keys import KeySet
 from raystill.store.layout import Kind
 from raystill.store.records import (
-    RELEASED,
     REJECT_SCHEMA,
+    RELEASED,
     ROW_SCHEMA,
     SCORE_SCHEMA,
     Int32Array,

@@ -176,10 +176,11 @@ def _merge(store: TeacherStore, writer: PartWriter, partition: int, group: _Grou
     merged = pa.concat_tables(tables)
     commits = [commit for commit, _ in group.parts]
     first = commits[0]
-    tokens = "num_completion_tokens" if first.kind == "rows" else "sampled_logprob"
+    tokens = {"rows": "num_completion_tokens", "hidden": "hidden"}.get(first.kind, "sampled_logprob")
+    numbers_per_token = (first.num_logprobs or 1) if first.kind == "hidden" else 1
     facts = Facts(
         digest_sum=digest_sum,
-        num_tokens=_count_tokens(merged, tokens),
+        num_tokens=_count_tokens(merged, tokens) // numbers_per_token,
         num_logprobs=first.num_logprobs,
         cost_usd=sum(commit.cost_usd for commit in commits),
         retires=tuple(commit.stem for commit in commits),

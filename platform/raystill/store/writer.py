@@ -157,8 +157,8 @@ class PartWriter:
             partition,
             [key for key, _ in signals],
             tier_to_table(kind, signals),
-            (tier_digest(key, signal) for key, signal in signals),
-            _Facts(
+            Facts(
+                digest_sum=sum(tier_digest(key, signal) for key, signal in signals),
                 num_tokens=sum(num_positions(signal) for _, signal in signals),
                 num_logprobs=next(iter(widths), None),
             ),

@@ -160,7 +160,7 @@ def _rows(data: Iterable[tuple[int, str, str, str | None]], width: int) -> list[
     return [
         replace(
             make_row(seed, num_tokens=length, num_logprobs=width),
-            messages=json.dumps([{"role": "user", "content": question}], ensure_ascii=False),
+            messages=json.dumps([{"role": "user", "content": f"{seed} {question}"}], ensure_ascii=False),
             completion=answer,
             reasoning=reasoning,
         )
