@@ -46,6 +46,7 @@ SECONDS: dict[StageName, float] = {
     "prepare": 2.4,
     "generate": 41.8,
     "score": 6.1,
+    "curate": 4.2,
     "sft": 58.3,
     "distill": 97.6,
     "evaluate": 12.9,
@@ -77,6 +78,7 @@ def build_finished_run(
         _write_curve(paths.training_metrics(stage), stage)
     _evaluate(config, paths, [prompt for prompt in prompts if prompt.split == "eval"], random_, hostile)
     write_json(paths.export_verdict, _verdict())
+    write_json(paths.curate_report, _curation(num_train, num_eval))
     for stage, seconds in SECONDS.items():
         _complete(paths, stage, seconds, num_train, num_eval)
     return config, paths
@@ -268,6 +270,32 @@ def _answer(prompt: Prompt, random_: random.Random, share: float, hostile: str) 
         call["arguments"]["city"] = random_.choice(CITIES) + hostile
         return json.dumps(call)[: random_.choice([200, 200, 41])]
     return prompt.reference[:-1] + str(random_.randrange(10)) + hostile
+
+
+def _curation(num_train: int, num_eval: int) -> dict[str, Any]:
+    return {
+        "rows_in": num_train + num_eval,
+        "kept": num_train + num_eval - 12,
+        "dropped": 12,
+        "steps": [{"filter": "refusal", "dropped": 5}, {"filter": "near_duplicates", "dropped": 7}],
+        "dropped_by_code": {"near_duplicate": 7, "refusal": 5},
+        "held_out": {"rows": num_eval, "would_be_dropped": {"finish_reason": 2}},
+        "personal_data": {
+            "mode": "redact",
+            "in_completions": {"email": 3},
+            "in_prompts": {},
+            "rows_redacted": 2,
+        },
+        "sources": [
+            {
+                "source": "demo",
+                "rows_in": num_train,
+                "kept": num_train - 12,
+                "share": 1.0,
+                "wanted_share": 1.0,
+            }
+        ],
+    }
 
 
 def _verdict() -> dict[str, Any]:

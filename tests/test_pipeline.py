@@ -33,6 +33,7 @@ GRAPH: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
     "generate": ("prepare",),
     "score": ("generate",),
+    "curate": ("generate",),
     "sft": ("generate",),
     "distill": ("generate", "sft"),
     "evaluate": ("distill",),
@@ -116,6 +117,7 @@ def test_the_graph_has_what_the_configuration_trains() -> None:
     assert "distill" not in names(train={"sft": {}})
     assert names(train={})[:2] == ["prepare", "generate"]
     assert not {"evaluate", "export"} & set(names(train={}))
+    assert "curate" not in names() and names(curate={}).index("curate") == names(curate={}).index("sft") - 1
     teacher_forcing = CONFIG["teacher"] | {"signals": {"capture": "score"}}
     assert "score" in names(teacher=teacher_forcing)
 

@@ -15,8 +15,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ["run", "prepare", "generate", "score", "sft", "distill", "evaluate", "export", "report", "plan",
-            "config", "store", "bench"]  # fmt: skip
+COMMANDS = ["run", "prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export", "report",
+            "plan", "config", "store", "bench"]  # fmt: skip
 PLAIN = {"NO_COLOR": "1", "COLUMNS": "110"}
 GOOD = """
 run: {name: r, dir: RUNS}

@@ -83,7 +83,6 @@ def vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
          ["teacher.open.pipeline.do_sample", "teacher.open.pipeline.temperature"]),
         ([*OPEN, "teacher.engine=vllm", "teacher.vllm.max_model_len=512"],
          ["teacher.open.pipeline.max_new_tokens", "teacher.vllm.max_model_len"]),
-        ([*OPEN, *CLOSED], ["teacher.open", "teacher.closed"]),
         ([*OPEN, "teacher.engine=openai"], ["teacher.engine", "teacher.closed"]),
         ([*CLOSED, "teacher.engine=vllm"], ["teacher.engine", "teacher.closed"]),
         (["teacher.engine=vllm"], ["teacher.engine", "teacher.open"]),
@@ -147,6 +146,8 @@ def test_contradictions_name_every_path(overrides: list[str], paths: list[str]) 
         [*ASSISTANT, "train.sft.peft.lora={}", "assistant.quantization.load_in_4bit=true"],
         [*OPEN, "teacher.open.pipeline.temperature=0", "teacher.open.pipeline.do_sample=false"],
         [*CLOSED, "teacher.closed.pipeline.temperature=0"],
+        [*OPEN, *CLOSED],
+        [*OPEN, *CLOSED, "teacher.engine=openai", "teacher.vllm.max_num_seqs=8"],
         [*OPEN, "teacher.open.model.trust_remote_code=true", f"teacher.open.model.revision={COMMIT}"],
         ["teacher.open.model.name=./local", "teacher.open.model.trust_remote_code=true"],
         [*KD, "train.sft={}", "train.distillation.init=sft"],
@@ -180,3 +181,18 @@ def test_places_are_files_and_lines(tmp_path: Path) -> None:
     assert caught.value.problems[0].where == (
         f"{path}:4:17 (losses.num_logprobs); {path}:2:27 (teacher.signals.num_logprobs)"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["curate.best_of_n=judge"], "there is no `curate.judge`"),
+        (["curate.best_of_n=logprob", "teacher.signals.num_logprobs=0"], "no row has logprobs"),
+        (["curate.tool_calls={}"], "which tools there are"),
+        (["curate.length={min_tokens: 9, max_tokens: 3}"], "is above"),
+        (["curate.mixture.sources=[{source: a, weight: 1.0}, {source: a, weight: 2.0}]"], "two weights"),
+    ],
+)
+def test_curation_that_can_not_be(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config([], overrides)

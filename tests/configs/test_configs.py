@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(CONFIGS.glob("*.yaml"))
-STAGES = ["prepare", "generate", "score", "sft", "distill", "evaluate", "export"]
+STAGES = ["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export"]
 # Golden files of combinations, beside those of single files.
 COMBINED = {"worker_9b+kd_recipe": ["worker_9b", "kd_recipe"]}
 

@@ -124,6 +124,7 @@ def test_every_section_is_there_and_says_the_numbers(finished: tuple[Config, Run
         "Side by side",
         "Training",
         "Data",
+        "Curation",
         "Teacher signals",
         "Time",
         "Export",
@@ -142,6 +143,8 @@ def test_every_section_is_there_and_says_the_numbers(finished: tuple[Config, Run
         "logprobs per token",
         "Gradient norm",
         "1 min 38 s",
+        "7 (5.8 % of all)",
+        "personal data, redact",
     ):
         assert wanted in page.text, wanted
 

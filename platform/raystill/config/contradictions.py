@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from math import isclose
 
+from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.engine import resolve_engine
 from raystill.config.loaded import LoadedConfig
+from raystill.config.signal_contradictions import find_tier_contradictions
 from raystill.config.student_init import (
     ARCHITECTURE_KEYS,
     given_architecture_keys,
@@ -42,13 +44,7 @@ def find_contradictions(loaded: LoadedConfig) -> list[Problem]:
 
 def _teacher_choice(loaded: LoadedConfig) -> Iterator[Problem]:
     teacher = loaded.config.teacher
-    if teacher.open is not None and teacher.closed is not None:
-        yield Problem(
-            "teacher.open and teacher.closed are both given; a run has one teacher",
-            loaded.where("teacher.open", "teacher.closed"),
-            "remove one of them, or switch it off on top: --set teacher.closed=null",
-        )
-    elif teacher.engine == "openai" and teacher.closed is None:
+    if teacher.engine == "openai" and teacher.closed is None:
         yield Problem(
             "teacher.engine is openai, and there is no teacher.closed",
             loaded.where("teacher.engine", "teacher.closed"),
@@ -82,7 +78,9 @@ def _engine_keys(loaded: LoadedConfig) -> Iterator[Problem]:
                     "remove the key, or set teacher.engine: transformers",
                 )
     # With `auto` the block acts wherever vLLM is installed, so one file serves both kinds of machine.
-    if loaded.config.teacher.engine in ("transformers", "openai") and loaded.is_changed(_VLLM_ONLY):
+    scores = loaded.config.teacher.closed is not None and loaded.config.teacher.open is not None
+    idle = loaded.config.teacher.engine in ("transformers", "openai") and not scores
+    if idle and loaded.is_changed(_VLLM_ONLY):
         yield Problem(
             f"`{_VLLM_ONLY}` has no effect: {picked}",
             loaded.where(_VLLM_ONLY, "teacher.engine"),
@@ -377,5 +375,7 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _distillation_start,
     _kd_terms,
     _kd_source,
+    find_tier_contradictions,
     _split,
+    find_curation_problems,
 )

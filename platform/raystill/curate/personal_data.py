@@ -1,7 +1,7 @@
 """Personal data in texts, by patterns: no model, no lists of names, so neither complete nor free of error.
 
-Checked numbers keep the errors down: card numbers by their Luhn digit (ISO/IEC 7812-1), IBANs by their
-remainder (ISO 13616, mod 97 = 1), social security numbers by the ranges that are never issued.
+Checked numbers keep the errors down: card numbers by issuer, length and Luhn digit (ISO/IEC 7812-1), IBANs
+by their remainder (ISO 13616, mod 97 = 1), social security numbers by the ranges that are never issued.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])(?!\.\d)")
+# Visa, Mastercard, American Express, Diners Club, and Discover, JCB, Maestro, UnionPay.
+_ISSUED = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3[068]\d{12}|(?:6\d|35)\d{14}|6\d{18}"
+)
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
@@ -68,6 +72,12 @@ def count_kinds(matches: list[Match]) -> Counter[str]:
     return Counter(match.kind for match in matches)
 
 
+def is_card(text: str) -> bool:
+    """Whether `text` is a number that a card could have: issuer, length and check digit fit."""
+    digits = "".join(char for char in text if char.isdigit())
+    return _ISSUED.fullmatch(digits) is not None and is_luhn(digits)
+
+
 def is_luhn(text: str) -> bool:
     """Whether the digits of `text` end in their Luhn check digit (ISO/IEC 7812-1) and aren't all equal."""
     digits = [int(char) for char in text if char.isdigit()]
@@ -116,7 +126,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
     ("api_key", _API_KEY, _always),
     ("email", _EMAIL, _always),
     ("iban", _IBAN, is_iban),
-    ("credit_card", _CARD, is_luhn),
+    ("credit_card", _CARD, is_card),
     ("us_ssn", _SSN, _always),
     ("ipv4", _IPV4, _is_public_ipv4),
     ("phone", _PHONE, _is_phone),

@@ -58,6 +58,7 @@ class ReportFacts:
     verdict: dict[str, Any] | None
     resolved_config: str = ""
     notes: list[str] = field(default_factory=list)
+    curation: dict[str, Any] | None = None
 
     def count(self, stage: StageName, name: str) -> int | None:
         """A count of a complete stage."""
@@ -100,6 +101,7 @@ def load_facts(paths: RunPaths, config: Config) -> ReportFacts:
         verdict=_load_json(paths.export_verdict) if "export" in manifests else None,
         resolved_config=_load_resolved(paths, config),
         notes=notes,
+        curation=_load_json(paths.curate_report) if "curate" in manifests else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raystill.report.curate_section import render_curation
 from raystill.report.data_sections import render_data, render_signals
 from raystill.report.facts import ReportFacts
 from raystill.report.markup import Html
@@ -17,6 +18,7 @@ SECTIONS: tuple[Callable[[ReportFacts], Html | None], ...] = (
     render_samples,
     render_curves,
     render_data,
+    render_curation,
     render_signals,
     render_time,
     render_export,
