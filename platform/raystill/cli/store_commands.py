@@ -1,4 +1,4 @@
-"""`raystill store stats|verify|import|export`: look into a teacher store, exchange it."""
+"""`raystill store`: look into a teacher store, repair it, make it compact, exchange it."""
 
 from __future__ import annotations
 

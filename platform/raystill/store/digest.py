@@ -10,12 +10,13 @@ import numpy as np
 
 from raystill.store.records import Reject, TeacherRow, TopKSignal
 
+_length = struct.Struct("<q").pack
+_NOTHING = _length(-1)
+
 
 def row_digest(row: TeacherRow) -> int:
     """A 256-bit digest of everything a row says, except how long it took."""
-    digest = hashlib.sha256()
-    _feed(
-        digest,
+    pieces = _texts(
         (
             row.key, row.prompt_id, row.split, row.source, row.messages, row.completion, row.finish_reason,
             row.teacher_id, row.reasoning, row.tool_calls, row.usage, str(row.sample_index),
@@ -23,44 +24,47 @@ def row_digest(row: TeacherRow) -> int:
         ),
     )  # fmt: skip
     for ids in (row.prompt_token_ids, row.completion_token_ids):
-        _feed_array(digest, ids, "<i4")
-    _feed_signal(digest, row.signal)
-    return int.from_bytes(digest.digest(), "big")
+        pieces += _array(ids, "<i4")
+    return _digest(pieces + _signal(row.signal))
 
 
 def score_digest(key: str, signal: TopKSignal) -> int:
     """A 256-bit digest of one score."""
-    digest = hashlib.sha256()
-    _feed(digest, (key,))
-    _feed_signal(digest, signal)
-    return int.from_bytes(digest.digest(), "big")
+    return _digest(_texts((key,)) + _signal(signal))
 
 
 def reject_digest(reject: Reject) -> int:
     """A 256-bit digest of what failed and why; attempts and their cost are left out."""
-    digest = hashlib.sha256()
-    _feed(digest, (reject.key, reject.prompt_id, reject.stage, reject.code, reject.reason))
-    return int.from_bytes(digest.digest(), "big")
+    return _digest(_texts((reject.key, reject.prompt_id, reject.stage, reject.code, reject.reason)))
 
 
-def _feed(digest: hashlib._Hash, texts: Iterable[str | None]) -> None:
+def _digest(pieces: list[bytes]) -> int:
+    return int.from_bytes(hashlib.sha256(b"".join(pieces)).digest(), "big")
+
+
+def _texts(texts: Iterable[str | None]) -> list[bytes]:
+    pieces: list[bytes] = []
     for text in texts:
-        raw = b"" if text is None else text.encode("utf-8", "surrogatepass")
-        digest.update(struct.pack("<q", -1 if text is None else len(raw)) + raw)
+        if text is None:
+            pieces.append(_NOTHING)
+        else:
+            raw = text.encode("utf-8", "surrogatepass")
+            pieces += (_length(len(raw)), raw)
+    return pieces
 
 
-def _feed_array(
-    digest: hashlib._Hash, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: str
-) -> None:
+def _array(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], kind: str) -> list[bytes]:
     raw = np.ascontiguousarray(values, dtype=kind)
-    digest.update(struct.pack("<q", raw.size))
-    digest.update(raw.tobytes())
+    return [_length(raw.size), raw.tobytes()]
 
 
-def _feed_signal(digest: hashlib._Hash, signal: TopKSignal | None) -> None:
-    digest.update(struct.pack("<q", -1 if signal is None else signal.num_logprobs))
-    if signal is not None:
-        _feed_array(digest, signal.topk_ids_TK, "<i4")
-        _feed_array(digest, signal.topk_logprobs_TK, "<f2")
-        _feed_array(digest, signal.sampled_logprob_T, "<f4")
-        _feed_array(digest, signal.tail_logprob_T, "<f4")
+def _signal(signal: TopKSignal | None) -> list[bytes]:
+    if signal is None:
+        return [_NOTHING]
+    return [
+        _length(signal.num_logprobs),
+        *_array(signal.topk_ids_TK, "<i4"),
+        *_array(signal.topk_logprobs_TK, "<f2"),
+        *_array(signal.sampled_logprob_T, "<f4"),
+        *_array(signal.tail_logprob_T, "<f4"),
+    ]

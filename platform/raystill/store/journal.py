@@ -56,7 +56,7 @@ class JournalWriter:
         *,
         group_rows: int = 64,
         group_seconds: float = 0.25,
-        segment_bytes: int = 64 << 20,
+        segment_bytes: int = 16 << 20,
         full_disk_seconds: float = 60.0,
     ) -> None:
         self._store = store

@@ -8,8 +8,10 @@ trained on may be held out here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,14 +42,45 @@ class Request:
 
 def save_requests(path: Path, requests: Iterable[Request]) -> None:
     """Publish a run's requests, sorted by key so that equal runs give equal bytes."""
-    rows = [vars(request) for request in sorted(requests, key=lambda request: request.key)]
-    with publish_file(path) as temporary:
-        write_request_table(pa.Table.from_pylist(rows, REQUEST_SCHEMA), temporary)
+    with RequestTableWriter(path) as writer:
+        writer.add(pa.Table.from_pylist([vars(request) for request in requests], REQUEST_SCHEMA))
 
 
-def write_request_table(table: pa.Table, path: Path) -> None:
-    """Write requests that are sorted by key, in row groups that a scan can hold one at a time."""
-    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=["split"])
+class RequestTableWriter:
+    """Publishes a request table piece by piece: memory is one piece, whatever the number of requests.
+
+    A context manager; nothing is published where the body fails. Pieces are ranges of keys in ascending
+    order, as partitions are; each is sorted here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._last_key = ""
+
+    def __enter__(self) -> RequestTableWriter:
+        temporary = self._stack.enter_context(publish_file(self._path))
+        # Keys are random, so a dictionary of them would only cost.
+        self._writer = self._stack.enter_context(
+            pq.ParquetWriter(temporary, REQUEST_SCHEMA, compression="zstd", use_dictionary=["split"])
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, table: pa.Table) -> None:
+        """Append requests. Raises ValueError where their keys don't follow those before."""
+        if table.num_rows == 0:
+            return
+        table = table.sort_by("key")
+        first, last = table.column("key")[0].as_py(), table.column("key")[-1].as_py()
+        if first < self._last_key:
+            raise ValueError(f"request {first} comes after {self._last_key}")
+        self._last_key = last
+        self._writer.write_table(table, row_group_size=_ROW_GROUP)
 
 
 def load_requests(path: Path) -> list[Request]:
