@@ -136,7 +136,7 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
         wanted.add("distill")
     if wanted & {"sft", "distill"}:
         wanted |= {"evaluate", "export"}
-    elif config.teacher.signals.capture == "score":
+    elif config.teacher.signals.capture == "score" or config.teacher.signals.kind != "topk":
         wanted.add("score")
     stages: dict[StageName, Stage] = {}
     waiting = sorted(wanted)

@@ -98,6 +98,14 @@ class OpenTeacher(Section):
 class SignalsSection(Section):
     """`teacher.signals`: the distributions stored beside the text."""
 
+    kind: Literal["topk", "sampled", "hidden"] = Field(
+        "topk",
+        description="topk: the K best and the tail. sampled: draws from the whole distribution. hidden: last "
+        "hidden states. The last two are made by score, with the transformers engine.",
+    )
+    num_draws: Annotated[int, Field(gt=0, le=65_535)] = Field(
+        50, description="sampled: draws per completion token."
+    )
     num_logprobs: Annotated[int, Field(ge=0, le=256)] = Field(
         20, description="K: logprobs stored per completion token; 0 stores text only."
     )

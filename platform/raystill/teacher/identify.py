@@ -90,7 +90,8 @@ def identify_teacher(config: Config) -> KnownTeacher:
 
 def captures_signals(config: Config) -> bool:
     """Whether generation keeps the distributions; both local engines have them at hand."""
-    return config.teacher.signals.capture != "score" and config.teacher.signals.num_logprobs > 0
+    signals = config.teacher.signals
+    return signals.kind == "topk" and signals.capture != "score" and signals.num_logprobs > 0
 
 
 def engine_notes(teacher: KnownTeacher) -> list[str]:

@@ -15,6 +15,7 @@ from raystill.store.identity import row_seed
 from raystill.store.layout import Kind
 from raystill.store.records import Int32Array, Reject, RejectStage, TeacherRow, TopKSignal
 from raystill.store.store import TeacherStore
+from raystill.store.tier_records import TierSignal
 from raystill.store.writer import PartWriter
 from raystill.teacher.engine import (
     Generation,
@@ -72,7 +73,7 @@ class Answer:
     """A row's result: its generation or its signal, and how many completion tokens that was."""
 
     row: Row
-    result: Generation | TopKSignal
+    result: Generation | TopKSignal | TierSignal
     num_tokens: int
 
 
@@ -282,13 +283,13 @@ class WorkOrder:
     """What a worker needs besides its engine. `notes` is where deaths of engines are written down."""
 
     store: TeacherStore
-    work: GenerateWork | ScoreWork
+    work: RowWork
     notes: str
 
 
 def reject_of(row: Row, commits: Kind, code: str, reason: str, attempts: int = 1) -> Reject:
     """The reject of a row whose work can't be done; `attempts` counts the engines that died of it."""
-    stage: RejectStage = "score" if commits == "scores" else "generate"
+    stage: RejectStage = "generate" if commits == "rows" else "score"
     return Reject(row["key"], row["prompt_id"], stage, code, reason, attempts=attempts)
 
 

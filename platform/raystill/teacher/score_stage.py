@@ -12,13 +12,16 @@ _CONFIG_KEYS = (
     "teacher.open.model.revision",
     "teacher.open.model.trust_remote_code",
     "teacher.open.model.bfloat16",
+    "teacher.signals.kind",
+    "teacher.signals.num_draws",
     "teacher.signals.num_logprobs",
     "teacher.store.path",
 )
 
 
 def run_score(context: StageContext) -> StageResult:
-    """Score every row of the run whose signal has fewer than `teacher.signals.num_logprobs` entries.
+    """Score every row of the run whose signal has fewer than `teacher.signals.num_logprobs` entries, or that
+    lacks the tier of `teacher.signals.kind`.
 
     Complete without starting an engine where there is none. Resumes from whatever is committed.
     """
@@ -31,6 +34,7 @@ def run_score(context: StageContext) -> StageResult:
     from raystill.teacher.plan_requests import plan_scores
     from raystill.teacher.row_work import ScoreWork, WorkOrder
     from raystill.teacher.run_shards import run_shards
+    from raystill.teacher.tier_work import plan_tier, tier_blueprint, tier_work
 
     config = context.config
     num_logprobs = config.teacher.signals.num_logprobs
@@ -38,21 +42,29 @@ def run_score(context: StageContext) -> StageResult:
     sweep_dead_writers(store)
     with scratch_directory(context.output) as scratch:
         keys = load_request_keys(context.paths.requests)
-        shards = plan_scores(config, store, keys, scratch) if num_logprobs else ()
+        tier = tier_work(config)
+        if tier is not None:
+            shards = plan_tier(config, store, tier, keys, scratch)
+        else:
+            shards = plan_scores(config, store, keys, scratch) if num_logprobs else ()
         rows = sum(shard.num_rows for shard in shards)
         context.events.emit("scores_planned", rows=rows, shards=len(shards))
         tokens = rejected = 0
         rate = 0.0
         if shards:
             teacher = identify_teacher(config)
-            blueprint = teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
-            order = WorkOrder(store, ScoreWork(num_logprobs), str(scratch / "deaths"))
+            blueprint = (
+                teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
+                if tier is None
+                else tier_blueprint(teacher)
+            )
+            order = WorkOrder(store, tier or ScoreWork(num_logprobs), str(scratch / "deaths"))
             progress = run_shards(shards, blueprint, order, context.events)
             tokens, rejected, rate = progress.tokens, progress.rejected, progress.tokens_per_s
     return StageResult(
         counts={"rows": rows, "scored": rows - rejected, "rejected": rejected, "completion_tokens": tokens},
         metrics={"tokens_per_s": round(rate, 1)},
-        content=content_digest(store, ("rows", "scores")),
+        content=content_digest(store, ("rows", tier.kind if tier is not None else "scores")),
     )
 
 
@@ -60,8 +72,9 @@ def preflight_score(config: Config, paths: RunPaths) -> None:
     """What can be known to be wrong before Ray and an engine start."""
     from raystill.config.engine import resolve_engine
     from raystill.teacher.preflight import preflight
+    from raystill.teacher.tier_work import tier_work
 
-    preflight(config, resolve_engine(config))
+    preflight(config, "transformers" if tier_work(config) is not None else resolve_engine(config))
 
 
 def _inputs(config: Config) -> tuple[StageName, ...]:

@@ -14,10 +14,12 @@ import torch
 
 from raystill.errors import EnvironmentFault
 from raystill.store.records import TopKSignal
+from raystill.store.tier_records import TierSignal
 from raystill.teacher.engine import FinishReason, Generation, GenerationRequest, ScoreRequest
 from raystill.teacher.errors import EngineRowError
 from raystill.teacher.row_batcher import RowBatcher
 from raystill.teacher.row_sampler import RowSampler, gather_topk
+from raystill.teacher.tier_capture import TierRequest, capture_tier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +71,7 @@ class TransformersEngine:
             ) from error
         self._generations = RowBatcher(self._generate_batch, settings.batch_size)
         self._scores = RowBatcher(self._score_batch, settings.batch_size)
+        self._tiers = RowBatcher(lambda batch: [capture_tier(self._model, one) for one in batch], 1)
 
     @property
     def rows_in_flight(self) -> int:
@@ -92,10 +95,18 @@ class TransformersEngine:
             raise EngineRowError("too_long", f"{total} tokens, context {self._settings.context_length}")
         return await self._scores.submit(request)
 
+    async def capture(self, request: TierRequest) -> TierSignal:
+        """Draws or hidden states of one completion. Raises EngineRowError."""
+        total = len(request.prompt_token_ids) + len(request.completion_token_ids)
+        if len(request.prompt_token_ids) == 0 or total > self._settings.context_length:
+            raise EngineRowError("too_long", f"{total} tokens, context {self._settings.context_length}")
+        return await self._tiers.submit(request)
+
     def shutdown(self) -> None:
         """Nothing outlives the engine: its batches run in threads of this process."""
         self._generations.close()
         self._scores.close()
+        self._tiers.close()
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[GenerationRequest]) -> list[Generation]:

@@ -112,6 +112,13 @@ def resolve_loss(config: Config) -> LossTerms:
         divergence=losses.divergence,
         kd_temperature=losses.kd_temperature if losses.kd_temperature is not None else kd.loss.temperature,
     )
+    kind = config.teacher.signals.kind
+    if terms.kl_weight > 0 and kind != "topk":
+        raise ConfigError(
+            f"training on {kind} signals is not supported yet: they can be captured, stored and read",
+            where="teacher.signals.kind",
+            fix="set it to topk, or losses.kl_weight to 0",
+        )
     stored = config.teacher.signals.num_logprobs
     if terms.kl_weight > 0 and stored == 0:
         raise ConfigError(
