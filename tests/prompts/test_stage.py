@@ -438,7 +438,7 @@ def test_settings_without_meaning_are_refused(prepared: Any, write_lines: Write)
         prepared.prepare(source, prompts={"over_length": "drop"})
     with pytest.raises(ConfigError, match="all 2 prompts would be held out"):
         prepared.prepare(source, prompts={"eval_size": 2})
-    with pytest.raises(ConfigError, match="no open teacher"):
+    with pytest.raises(ConfigError, match="there is no teacher"):
         prepared.prepare(source, teacher={"open": None})
     assert prepared.left_behind() == []
 

@@ -23,10 +23,14 @@ def run_prepare(context: StageContext) -> StageResult:
     from raystill.prompts.shapes import iter_prompts
     from raystill.prompts.sources import iter_rows, list_sources
     from raystill.prompts.table import TableRules, build_table, save_rejects
+    from raystill.prompts.token_counter import ByteEstimate
     from raystill.text.prompt_table import save_prompts
 
     config = context.config
-    chat = _load_teacher_chat(config)
+    chat = _load_counter(config)
+    if chat is None:
+        message = "prompt lengths are estimated from bytes; teacher.closed.model.tokenizer would count them"
+        context.events.emit("note", message=message)
     sources = list_sources(config)
     rules = TableRules(
         system=config.prompts.system,
@@ -42,7 +46,7 @@ def run_prepare(context: StageContext) -> StageResult:
     rows = chain.from_iterable(
         iter_prompts(source, index, iter_rows(source)) for index, source in enumerate(sources)
     )
-    table = build_table(rows, [source.label for source in sources], rules, chat)
+    table = build_table(rows, [source.label for source in sources], rules, chat or ByteEstimate())
     save_rejects(context.paths.prompt_rejects, table.rejects)
     save_prompts(context.paths.prompt_table, table.prompts)
     return StageResult(
@@ -80,9 +84,10 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     tool_schema = config.teacher.base.tool_schema
     if tool_schema is not None and Path(tool_schema).expanduser().is_file():
         fingerprints["tool schema"] = sha256_file(Path(tool_schema).expanduser())
-    if config.teacher.open is None:
+    name = _tokenizer_name(config)
+    if name is None:
         return fingerprints
-    directory = Path(config.teacher.open.model.name).expanduser()
+    directory = Path(name).expanduser()
     present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
     if present:
         described = "\n".join(f"{name} {sha256_file(directory / name)}" for name in present)
@@ -90,16 +95,31 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     return fingerprints
 
 
-def _load_teacher_chat(config: Config) -> ChatFormat:
+def _tokenizer_name(config: Config) -> str | None:
+    if config.teacher.closed is not None:
+        return config.teacher.closed.model.tokenizer
+    return config.teacher.open.model.name if config.teacher.open is not None else None
+
+
+def _load_counter(config: Config) -> ChatFormat | None:
+    """The teacher's chat format, None for a closed teacher whose tokenizer is not known.
+
+    Where both are given, the closed teacher answers the prompts.
+    """
     from raystill.text.chat import load_chat_format
     from raystill.text.tool_schema import offer_tools
 
+    tools = config.teacher.base.tool_schema
+    closed = config.teacher.closed
+    if closed is not None:
+        tokenizer = closed.model.tokenizer
+        return None if tokenizer is None else offer_tools(load_chat_format(tokenizer), tools)
     teacher = config.teacher.open
     if teacher is None:
         raise ConfigError(
-            "prompts are counted in the teacher's tokens, and there is no open teacher",
-            where="teacher.open",
-            fix="set teacher.open.model.name; closed teachers are not supported yet",
+            "there is no teacher: prompts are counted in its tokens",
+            where="teacher",
+            fix="set teacher.open.model.name or teacher.closed.model.name",
         )
     chat = load_chat_format(
         teacher.model.name,
@@ -107,7 +127,7 @@ def _load_teacher_chat(config: Config) -> ChatFormat:
         trust_remote_code=teacher.model.trust_remote_code,
         use_fast=teacher.tokenizer.use_fast,
     )
-    return offer_tools(chat, config.teacher.base.tool_schema)
+    return offer_tools(chat, tools)
 
 
 STAGE = Stage(
@@ -122,6 +142,7 @@ STAGE = Stage(
         "teacher.open.model.trust_remote_code",
         "teacher.open.tokenizer.add_generation_prompt",
         "teacher.open.tokenizer.use_fast",
+        "teacher.closed.model.tokenizer",
     ),
     inputs=lambda config: (),
     body=run_prepare,

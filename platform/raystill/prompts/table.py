@@ -22,8 +22,8 @@ from raystill.errors import DataError, Problem
 from raystill.prompts.rows import BadRow, excerpt_of
 from raystill.prompts.shapes import RawPrompt
 from raystill.prompts.split import compute_splits
+from raystill.prompts.token_counter import TokenCounter
 from raystill.run.publish import publish_file
-from raystill.text.chat import ChatFormat
 from raystill.text.prompt_row import Prompt
 from raystill.text.row_sampling import RowSampling
 
@@ -117,7 +117,7 @@ class PromptTable:
 
 
 def build_table(
-    rows: Iterable[RawPrompt | BadRow], labels: Sequence[str], rules: TableRules, chat: ChatFormat
+    rows: Iterable[RawPrompt | BadRow], labels: Sequence[str], rules: TableRules, chat: TokenCounter
 ) -> PromptTable:
     """Build the table from rows of all sources; `labels[i]` tags the rows of source i.
 
@@ -215,7 +215,7 @@ def _preference(row: RawPrompt) -> tuple[int, bool, bool, str, str, bool, str]:
 
 
 def _count_tokens(
-    rows: Sequence[RawPrompt], rules: TableRules, chat: ChatFormat, account: RowAccount
+    rows: Sequence[RawPrompt], rules: TableRules, chat: TokenCounter, account: RowAccount
 ) -> Iterator[tuple[RawPrompt, int]]:
     for start in range(0, len(rows), _TOKENISE_ROWS):
         rendered: list[tuple[RawPrompt, str]] = []
@@ -229,7 +229,7 @@ def _count_tokens(
 
 
 def _apply_length_policy(
-    counted: list[tuple[RawPrompt, int]], rules: TableRules, chat: ChatFormat, account: RowAccount
+    counted: list[tuple[RawPrompt, int]], rules: TableRules, chat: TokenCounter, account: RowAccount
 ) -> list[tuple[RawPrompt, int]]:
     """Keep, drop or refuse prompts whose own text is longer than `prompt_length`."""
     limit = rules.prompt_length
@@ -254,7 +254,7 @@ def _apply_length_policy(
     return [pair for pair, length in zip(counted, lengths, strict=True) if length <= limit]
 
 
-def _own_lengths(rows: Sequence[RawPrompt], system: str | None, chat: ChatFormat) -> list[int]:
+def _own_lengths(rows: Sequence[RawPrompt], system: str | None, chat: TokenCounter) -> list[int]:
     """Tokens of what the rows themselves say, without the template and the configured system message."""
     texts = [
         "\n".join(

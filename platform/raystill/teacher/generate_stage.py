@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
@@ -11,6 +11,7 @@ from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
+    from raystill.store.identity import StoreIdentity
     from raystill.store.store import TeacherStore
     from raystill.teacher.build_engine import EngineBlueprint
     from raystill.teacher.identify import KnownTeacher
@@ -42,6 +43,12 @@ _CONFIG_KEYS = (
     "teacher.base.num_samples",
     "teacher.base.reasoning",
     "teacher.base.tool_schema",
+    "teacher.closed.model.name",
+    "teacher.closed.model.tokenizer",
+    "teacher.closed.pipeline.max_new_tokens",
+    "teacher.closed.pipeline.temperature",
+    "teacher.closed.pipeline.top_p",
+    "teacher.closed.endpoint.base_url",
 )
 
 
@@ -51,29 +58,73 @@ def run_generate(context: StageContext) -> StageResult:
     Resumes from whatever is committed. Raises DataError where done + rejected is not what was asked for,
     and what the teacher's preflight, its engine and the store raise.
     """
-    from raystill.run.publish import sha256_file
+    if context.config.teacher.closed is not None:
+        return _generate_closed(context)
+    return _generate_open(context)
+
+
+def _generate_open(context: StageContext) -> StageResult:
     from raystill.run.scratch import scratch_directory
-    from raystill.store.content import content_digest
-    from raystill.store.export import export_jsonl
     from raystill.store.repair import sweep_dead_writers
-    from raystill.store.requests import save_requests
     from raystill.teacher.identify import engine_notes, identify_teacher
-    from raystill.teacher.plan_requests import plan_requests, settle_accounts
+    from raystill.teacher.plan_requests import plan_requests
+    from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.run_shards import run_shards
 
-    config = context.config
-    teacher = identify_teacher(config)
+    teacher = identify_teacher(context.config)
     for note in engine_notes(teacher):
         context.events.emit("note", message=note)
-    store = _open_store(context, teacher)
+    resumes = require_open_teacher(context.config).pipeline.resume
+    store = _open_store(context, teacher.identity, resumes=resumes)
     sweep_dead_writers(store)
     with scratch_directory(context.output) as scratch:
         plan = plan_requests(teacher, store, context.paths.prompt_table, scratch)
-        context.events.emit(
-            "requests_planned", requests=plan.num_requests, reused=plan.reused, shards=len(plan.shards)
-        )
+        _emit_plan(context, plan)
         blueprint, order = _orders(teacher, store, plan, scratch)
         progress = run_shards(plan.shards, blueprint, order, context.events)
+    metrics = {
+        "tokens_per_s": round(progress.tokens_per_s, 1),
+        "tail_fraction": round(progress.tail_fraction, 3),
+        "engine": teacher.facts.engine,
+        "dtype": teacher.facts.dtype,
+    }
+    return _finish(context, store, plan, metrics)
+
+
+def _generate_closed(context: StageContext) -> StageResult:
+    from raystill.run.scratch import scratch_directory
+    from raystill.store.recover import prepare_store
+    from raystill.teacher.api.generate import ask_endpoint
+    from raystill.teacher.api.identify import identify_endpoint
+    from raystill.teacher.api.plan import plan_api_requests
+
+    endpoint = identify_endpoint(context.config)
+    store = _open_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
+    # First: what a killed run has paid for is neither asked again nor left out of its cost.
+    prepare_store(store)
+    with scratch_directory(context.output) as scratch:
+        plan, estimate = plan_api_requests(endpoint, store, context.paths.prompt_table, scratch)
+        _emit_plan(context, plan)
+        run = ask_endpoint(context, endpoint, store, plan, estimate)
+    return _finish(context, store, plan, run.metrics())
+
+
+def _emit_plan(context: StageContext, plan: RequestPlan) -> None:
+    context.events.emit(
+        "requests_planned", requests=plan.num_requests, reused=plan.reused, shards=len(plan.shards)
+    )
+
+
+def _finish(
+    context: StageContext, store: TeacherStore, plan: RequestPlan, metrics: dict[str, Any]
+) -> StageResult:
+    """Account for every request, and export the text."""
+    from raystill.run.publish import sha256_file
+    from raystill.store.content import content_digest
+    from raystill.store.export import export_jsonl
+    from raystill.store.requests import save_requests
+    from raystill.teacher.plan_requests import settle_accounts
+
     accounts = settle_accounts(plan, store)
     if accounts.done + accounts.rejected != plan.num_requests:
         missing = plan.num_requests - accounts.done - accounts.rejected
@@ -83,7 +134,8 @@ def run_generate(context: StageContext) -> StageResult:
             fix="run the stage again: only the missing ones are generated",
         )
     save_requests(context.paths.requests, plan.requests)
-    exported = Path(config.teacher.base.output_path or context.paths.teacher_jsonl).expanduser()
+    output_path = context.config.teacher.base.output_path
+    exported = Path(output_path or context.paths.teacher_jsonl).expanduser()
     export_jsonl(store, exported, keys={request.key for request in plan.requests})
     return StageResult(
         counts={
@@ -93,51 +145,42 @@ def run_generate(context: StageContext) -> StageResult:
             "reused": plan.reused,
             "completion_tokens": accounts.completion_tokens,
         },
-        metrics={
-            "tokens_per_s": round(progress.tokens_per_s, 1),
-            "tail_fraction": round(progress.tail_fraction, 3),
-            "engine": teacher.facts.engine,
-            "dtype": teacher.facts.dtype,
-            "rejects": accounts.reject_codes,
-        },
+        metrics={**metrics, "rejects": accounts.reject_codes},
         files=[context.paths.requests, *([exported] if exported.is_relative_to(context.output) else [])],
         content={"store": content_digest(store), "requests": sha256_file(context.paths.requests)},
     )
 
 
 def preflight_generate(config: Config, paths: RunPaths) -> None:
-    """What can be known to be wrong before Ray and an engine start; see `identify_teacher`."""
+    """What can be known to be wrong before Ray and an engine start, or a request is sent."""
     from raystill.config.engine import resolve_engine
+    from raystill.teacher.api.identify import identify_endpoint
     from raystill.teacher.preflight import preflight
 
-    preflight(config, resolve_engine(config))
+    if config.teacher.closed is not None:
+        identify_endpoint(config)
+    else:
+        preflight(config, resolve_engine(config))
 
 
-def _open_store(context: StageContext, teacher: KnownTeacher) -> TeacherStore:
+def _open_store(context: StageContext, identity: StoreIdentity, *, resumes: bool) -> TeacherStore:
+    from raystill.run.publish import write_json
     from raystill.store.store import open_store, start_new
-    from raystill.teacher.preflight import require_open_teacher
 
     path = context.paths.store.resolve()
-    if not require_open_teacher(context.config).pipeline.resume and not _began_here(context):
+    if not resumes and not _began_here(context):
         aside = start_new(path)
         if aside is not None:
             context.events.emit("store_set_aside", path=str(aside))
-    store = open_store(path, teacher.identity, context.config.teacher.store.num_partitions)
-    _mark_begun(context)
+    store = open_store(path, identity, context.config.teacher.store.num_partitions)
+    if not resumes:
+        write_json(_marker(context), {"store": str(context.paths.store)})
     return store
 
 
 def _began_here(context: StageContext) -> bool:
     """Whether this output already has its new store: a crash must not throw its rows away as well."""
     return _marker(context).exists()
-
-
-def _mark_begun(context: StageContext) -> None:
-    if not context.config.teacher.open or context.config.teacher.open.pipeline.resume:
-        return
-    from raystill.run.publish import write_json
-
-    write_json(_marker(context), {"store": str(context.paths.store)})
 
 
 def _marker(context: StageContext) -> Path:

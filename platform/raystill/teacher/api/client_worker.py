@@ -22,9 +22,9 @@ from raystill.config.schema import Config
 from raystill.errors import RaystillError
 from raystill.store.identity import partition_of
 from raystill.store.journal import JournalWriter
-from raystill.store.reader import committed_keys
-from raystill.store.records import Reject, TeacherRow
+from raystill.store.records import RELEASED, Reject, TeacherRow
 from raystill.store.recover import recover_journals
+from raystill.store.rejects import load_answered
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.address import parse_address, read_key
 from raystill.teacher.api.client import ApiClient
@@ -36,7 +36,7 @@ from raystill.teacher.api.identify import require_closed_teacher
 from raystill.teacher.api.ledger import RiskEntry, RiskLedger
 from raystill.teacher.api.outcomes import Failure
 from raystill.teacher.engine import Generation
-from raystill.teacher.row_work import GenerateWork, Row, drop_committed
+from raystill.teacher.row_work import GenerateWork, Row
 from raystill.teacher.shards import Shard, shards_from_table
 from raystill.text.chat import load_chat_format
 
@@ -238,7 +238,9 @@ class ClientWorker:
             return rows
         # The process before this one may have stored part of the shard.
         recover_journals(self._store)
-        return drop_committed(rows, committed_keys(self._store, shard.partition))
+        answered = load_answered(self._store, shard.partition)
+        pending = answered.is_pending(pa.array([row["key"] for row in rows], pa.string()))
+        return [row for row, is_pending in zip(rows, pending.to_pylist(), strict=True) if is_pending]
 
     async def _stop(self, error: RaystillError) -> None:
         if self._error is None:
@@ -257,7 +259,8 @@ class ClientWorker:
     def on_paid(self, paid: PaidAttempts) -> None:
         """See `RequestObserver`."""
         self._tally.add(cost_usd=paid.cost_usd)
-        failure = Failure("retry", paid.code, paid.reason)
+        # Not a verdict: the row has its answer, or is asked again by the next run.
+        failure = Failure("retry", RELEASED, f"{paid.code}: {paid.reason}")
         prompt_id = self._prompt_ids.get(paid.key, "")
         self._remember(self._save(_reject(paid.key, prompt_id, failure, paid.attempts, paid.cost_usd)))
 

@@ -14,7 +14,7 @@ from raystill.teacher.api.budget import Prices
 from raystill.teacher.api.client_worker import ClientBlueprint
 from raystill.teacher.api.engine import EngineSettings
 from raystill.teacher.api.gate import GateActor, GateSettings
-from raystill.teacher.api.identify import KnownEndpoint
+from raystill.teacher.api.identify import ENGINE_NAME, KnownEndpoint
 from raystill.teacher.api.ledger import Spending, load_spending
 from raystill.teacher.api.meet import meet_endpoint
 from raystill.teacher.api.plan import Estimate, require_budget
@@ -22,6 +22,7 @@ from raystill.teacher.api.probe import Capabilities, capability_notes
 from raystill.teacher.api.run_clients import ClientProgress, run_clients
 from raystill.teacher.plan_requests import RequestPlan
 from raystill.teacher.row_work import GenerateWork
+from raystill.teacher.run_shards import Progress
 from raystill.teacher.sampling import sampling_of
 
 # After its own deadline a request has ended or its process has; a permit older than that is taken back.
@@ -32,8 +33,20 @@ _LEASE_FACTOR = 1.5
 class ApiRun:
     """What asking came to: this run's progress, and the store's whole cost."""
 
-    progress: ClientProgress
+    progress: ClientProgress | Progress
     spending: Spending
+
+    def metrics(self) -> dict[str, Any]:
+        """What the stage's manifest says about the run; costs are the store's, recomputed from the disk."""
+        asked = self.progress if isinstance(self.progress, ClientProgress) else ClientProgress(total=0)
+        return {
+            "tokens_per_s": round(self.progress.tokens_per_s, 1),
+            "engine": ENGINE_NAME,
+            "api_requests": asked.requests,
+            "api_retries": asked.retries,
+            "cost_usd": round(self.spending.spent_usd, 9),
+            "at_risk_usd": round(self.spending.at_risk_usd, 9),
+        }
 
 
 def ask_endpoint(

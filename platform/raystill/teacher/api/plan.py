@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from raystill.errors import ConfigError
 from raystill.store.identity import partition_of
-from raystill.store.reader import committed_keys
+from raystill.store.rejects import load_answered
 from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.budget import Prices
 from raystill.teacher.api.identify import KnownEndpoint
 from raystill.teacher.plan_requests import RequestPlan
-from raystill.teacher.shards import ShardWriter, shard_rows, without_keys
+from raystill.teacher.shards import ShardWriter, shard_rows
 from raystill.text.prompt_table import iter_prompt_batches
 
 # Of English prose and JSON; other scripts take more.
@@ -37,7 +37,8 @@ class Estimate:
 def plan_api_requests(
     endpoint: KnownEndpoint, store: TeacherStore, prompt_table: Path, scratch: Path
 ) -> tuple[RequestPlan, Estimate]:
-    """Name every request, cut what the store lacks into shards under `scratch`, and estimate its cost.
+    """Name every request, cut what has neither an answer nor a reject into shards under `scratch`, and
+    estimate its cost.
 
     Raises DataError for a prompt that the known chat template refuses.
     """
@@ -54,7 +55,7 @@ def plan_api_requests(
     for partition, table in writer.iter_partitions():
         requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
         keys[partition] = frozenset(table.column("key").to_pylist())
-        pending[partition] = without_keys(table, committed_keys(store, partition))
+        pending[partition] = table.filter(load_answered(store, partition).is_pending(table.column("key")))
     estimate = _estimate(endpoint, pending.values())
     num_clients = endpoint.closed.limits.num_clients
     size = shard_rows(endpoint.config.teacher.store.rows_per_part, estimate.rows, num_clients)
