@@ -25,8 +25,9 @@ class BatchScript:
     """How batches go. Rows and bytes over the limits fail the batch or the upload, as providers do.
 
     `expire_after`: the n-th batch (from 0) expires after that many rows; `failing`: numbers of batches that
-    fail as a whole; `flaky`: the share of rows that get a 500 the first time they are asked for. Results come
-    in random order, `duplicates` of them twice.
+    fail as a whole; `flaky`: the share of rows that get a 500 the first time they are asked for. A batch that
+    would take the rows in progress above `max_enqueued_rows` fails. Results come in random order,
+    `duplicates` of them twice.
     """
 
     rows_per_second: float = 1e9
@@ -36,6 +37,7 @@ class BatchScript:
     failing: frozenset[int] = frozenset()
     flaky: float = 0.0
     duplicates: float = 0.0
+    max_enqueued_rows: int = 1_000_000_000
 
 
 @dataclass
@@ -215,6 +217,9 @@ class BatchDesk:
         lines = self._files[batch.facts["input_file_id"]][1].splitlines()
         if len(lines) > self._script.max_rows:
             raise Refused(400, "too_many_requests", f"more than {self._script.max_rows} requests")
+        enqueued = sum(len(b.rows) for b in self._batches.values() if b.facts["status"] not in _ENDED)
+        if enqueued + len(lines) > self._script.max_enqueued_rows:
+            raise Refused(429, "token_limit_exceeded", "Enqueued token limit reached")
         batch.rows = [json.loads(line) for line in lines if line.strip()]
         ids = [row["custom_id"] for row in batch.rows]
         if len(set(ids)) != len(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def cut_batch(
     """
     batch: list[BatchLine] = []
     num_bytes, cost = 0, 0.0
-    for line in _chain(first, lines):
+    for line in itertools.chain([first] if first is not None else [], lines):
         num_bytes += len(line.line)
         cost += line.worst_usd
         is_dear = budget_usd is not None and cost > budget_usd * (1.0 + 1e-12)
@@ -77,9 +78,3 @@ def iter_cut(lines: Iterable[BatchLine], limits: BatchLimits) -> Iterator[list[B
 def attempts_of(batch: Iterable[BatchLine], attempts: Mapping[str, int]) -> dict[str, int]:
     """The attempts that the rows of `batch` have behind them, where there are any."""
     return {line.row["key"]: attempts[line.row["key"]] for line in batch if attempts.get(line.row["key"])}
-
-
-def _chain(first: BatchLine | None, lines: Iterator[BatchLine]) -> Iterator[BatchLine]:
-    if first is not None:
-        yield first
-    yield from lines
