@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from types import FrameType, TracebackType
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from raystill.cluster.plan import Plan, compute_plan
 from raystill.config.loaded import LoadedConfig
@@ -25,11 +25,15 @@ from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.yaml_text import render_config
 from raystill.errors import ConfigError, Problem, RaystillError
+from raystill.run.events import EventLog
 from raystill.run.lock import hold_lock
 from raystill.run.paths import MANIFEST_NAME, STAGE_NAMES, RunPaths, StageName
-from raystill.run.publish import publish_file
-from raystill.run.stage import Stage, execute
+from raystill.run.publish import make_directory, publish_file
+from raystill.run.stage import Stage, StageContext, execute, load_inputs
 from raystill.run.state import validate_run_root
+
+if TYPE_CHECKING:
+    from raystill.teacher.preview import Preview
 
 Step = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export", "report"]
 STEP_NAMES: tuple[Step, ...] = get_args(Step)
@@ -168,6 +172,29 @@ def run_stage(
 ) -> RunResult:
     """Run one step. Raises DataError where the output of a stage before it is missing."""
     return _run([name], loaded, fresh, observer or SilentObserver())
+
+
+def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer | None = None) -> Preview:
+    """Let the teacher complete `number` prompts, store them, and say what the whole would take.
+
+    The stage generate is neither begun nor finished by it. Raises as that stage does.
+    """
+    from raystill.teacher.preview import run_preview
+
+    config, stage = loaded.config, load_stage("generate")
+    paths = RunPaths.from_config(config)
+    require_supported(loaded, [stage.name])
+    validate_run_root(config, paths)
+    watching = observer or SilentObserver()
+    with hold_lock(paths.lock), _RaySession(config) as ray, _sigterm_interrupts():
+        inputs = load_inputs(stage, config, paths)
+        if stage.preflight:
+            stage.preflight(config, paths)
+        ray.start()
+        output = paths.stage_dir(stage.name)
+        make_directory(output)
+        with EventLog(paths.run_log, "preview", watching.event) as events:
+            return run_preview(StageContext(config, paths, output, inputs, events), number)
 
 
 def plan_run(loaded: LoadedConfig, *, only: Step | None = None, until: Step | None = None) -> Plan:

@@ -19,8 +19,8 @@ from raystill.config.schema import Config
 from raystill.config.section import Section
 
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raystill"
-# Inside raystill.config these two decide what `auto` means, which is acting.
-RESOLVERS = ("config/engine.py", "config/student_init.py")
+# Inside raystill.config these decide what `auto` or a size means, which is acting.
+RESOLVERS = ("config/engine.py", "config/student_init.py", "config/prepared.py")
 # A whole section that is handed on as a mapping, by file: here every key of it is read by name later.
 DUMPED: dict[str, type[Section]] = {}
 

@@ -12,8 +12,10 @@ import typer
 from raystill.cli.arguments import expand_config_option
 from raystill.cli.bench_command import bench
 from raystill.cli.config_commands import config_app
+from raystill.cli.generate_command import generate
 from raystill.cli.plan_command import plan
 from raystill.cli.run_commands import STAGE_HELP, make_stage_command, run
+from raystill.cli.status_command import status
 from raystill.cli.store_commands import store_app
 from raystill.cli.terminal import LOG, error_json, print_json, print_problems
 from raystill.errors import EXIT_INTERRUPTED, RaystillError
@@ -35,8 +37,9 @@ def build_app() -> typer.Typer:
     )
     app.command("run")(run)
     for name in STAGE_HELP:
-        app.command(name)(make_stage_command(name))
+        app.command(name)(generate if name == "generate" else make_stage_command(name))
     app.command("plan")(plan)
+    app.command("status")(status)
     app.add_typer(config_app, name="config")
     app.add_typer(store_app, name="store")
     app.command("bench")(bench)

@@ -163,6 +163,12 @@ def _download(loaded: LoadedConfig) -> Iterator[Problem]:
                 loaded.where(f"{path}.size", f"{path}.path"),
                 "keep path for the local copy, or size for the hub",
             )
+        if name == "open" and teacher.closed is not None and loaded.is_changed(path):
+            yield Problem(
+                f"`{path}` has no effect: teacher.closed answers the prompts, and teacher.open only scores",
+                loaded.where(path, "teacher.closed"),
+                "set teacher.closed.data.download, or remove the closed teacher",
+            )
 
 
 def _remote_code(loaded: LoadedConfig) -> Iterator[Problem]:

@@ -18,12 +18,14 @@ class DownloadSection(Section):
     """`teacher.*.data.download`: a prepared dataset instead of generating."""
 
     size: DownloadSize | None = Field(
-        None, description="Variant of the prepared teacher dataset to fetch from the hub."
+        None,
+        description="Variant of the prepared teacher dataset to fetch from the hub; it takes the place of "
+        "prompts.sources and datasets, and nothing is generated.",
     )
     path: PathText | None = Field(
         None,
-        description="Local copy of a prepared dataset, instead of the hub: JSONL, Parquet, or a directory of "
-        "such files.",
+        description="Local copy of a prepared dataset (prompts with completions), instead of the hub: JSONL, "
+        "Parquet, CSV, or a directory of such files.",
     )
 
 

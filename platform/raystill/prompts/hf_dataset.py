@@ -58,34 +58,36 @@ def iter_saved_dataset(directory: Path) -> Iterator[RawRow | BadRow]:
         yield from iter_arrow_stream(path)
 
 
-def iter_hub_dataset(name: str, subset: str) -> Iterator[RawRow | BadRow]:
-    """Rows of a dataset on the hub.
+def iter_hub_dataset(
+    name: str, subset: str, revision: str | None = None, local_hint: str = "set external_local_path"
+) -> Iterator[RawRow | BadRow]:
+    """Rows of a dataset on the hub. `local_hint` tells how to use a local copy instead.
 
     Raises EnvironmentFault without the `datasets` package, RemoteError if the hub can't deliver the dataset,
     ConfigError if it has no such subset.
     """
-    dataset = _load_from_hub(name, subset)
+    dataset = _load_from_hub(name, subset, revision, local_hint)
     for index, row in enumerate(dataset):
         yield RawRow(f"{name}[{index}]", dict(row))
 
 
-def _load_from_hub(name: str, subset: str) -> Any:
+def _load_from_hub(name: str, subset: str, revision: str | None, local_hint: str) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise EnvironmentFault(
             f"reading {name} from the hub needs the package `datasets`",
             where="datasets",
-            fix="pip install 'raystill[hub-data]', or set external_local_path to a local copy",
+            fix=f"pip install 'raystill[hub-data]', or {local_hint}",
         ) from error
-    where = f"datasets: {name} (subset {subset})"
+    where = f"datasets: {name} (subset {subset}{f', revision {revision}' if revision else ''})"
     try:
-        loaded = datasets.load_dataset(name, subset)
+        loaded = datasets.load_dataset(name, subset, revision=revision)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise RemoteError(
             f"the hub did not deliver the dataset: {_first_line(error)}",
             where,
-            fix="check name and network (`hf auth login` for a gated one), or set external_local_path",
+            fix=f"check name and network (`hf auth login` for a gated one), or {local_hint}",
         ) from error
     except ValueError as error:
         raise ConfigError(_first_line(error), where, fix="choose one of the dataset's subsets") from error

@@ -53,6 +53,7 @@ _REFERENCE_COLUMNS: dict[Shape, tuple[str, ...]] = {
     "alpaca": ("reference", "output"),
     "sharegpt": ("reference",),
 }
+_ANSWER_COLUMNS = ("completion", "output", "response")
 _DETECTION_ROWS = 100
 
 
@@ -183,11 +184,13 @@ def _dialect(value: Any) -> str | None:
 def _parse_row(source: Source, source_index: int, layout: Layout, row: RawRow) -> RawPrompt:
     value = row.value
     reference: str | None = None
+    if source.holds_answers:
+        reference = _parse_answer(value)
     if layout.shape in ("messages", "sharegpt"):
         messages = _parse_turns(value.get(layout.column), layout)
         _add_system(messages, value.get("system") if layout.shape == "sharegpt" else None)
         if messages[-1]["role"] == "assistant":
-            reference = messages.pop()["content"]
+            reference = messages.pop()["content"] if reference is None else reference
     else:
         text = _check_text(value.get(layout.column), layout.column)
         if layout.shape == "alpaca" and value.get("input"):
@@ -195,7 +198,9 @@ def _parse_row(source: Source, source_index: int, layout: Layout, row: RawRow) -
         messages = [{"role": "user", "content": text}]
         _add_system(messages, value.get("system"))
     _check_order([message["role"] for message in messages])
-    for column in _REFERENCE_COLUMNS[layout.shape]:
+    if source.holds_answers and reference is None:
+        raise _RowError("answer", f"the row has no teacher's answer ({', '.join(_ANSWER_COLUMNS)})")
+    for column in _REFERENCE_COLUMNS[layout.shape] if reference is None else ():
         if column != layout.column and value.get(column):
             reference = _check_text(value[column], column)
             break
@@ -203,12 +208,20 @@ def _parse_row(source: Source, source_index: int, layout: Layout, row: RawRow) -
         where=row.where,
         source_index=source_index,
         messages=messages,
-        task=_parse_task(value.get("task"), reference),
+        task="text" if source.holds_answers else _parse_task(value.get("task"), reference),
         reference=reference,
         id=_parse_id(value.get(source.id_column or "id"), source.id_column),
         id_is_required=source.id_column is not None,
         sampling=_parse_sampling(value.get("sampling"), layout),
     )
+
+
+def _parse_answer(value: dict[str, Any]) -> str | None:
+    """The teacher's completion of a row of a prepared dataset, where a column of its own holds it."""
+    for column in _ANSWER_COLUMNS:
+        if value.get(column):
+            return _check_text(value[column], column)
+    return None
 
 
 def _parse_turns(turns: Any, layout: Layout) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from raystill.config.prepared import find_prepared
 from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError
 from raystill.prompts.columnar import iter_csv, iter_parquet
@@ -44,6 +45,7 @@ class Source:
     """One source. `config_key` is its place in the configuration, `label` the tag of its rows in the table.
 
     `path` is as configured (for `hub`: the hub name). `key`, `id_column` and `limit` as in `prompts.sources`.
+    `holds_answers` marks a prepared teacher dataset: every row brings the teacher's completion.
     """
 
     config_key: str
@@ -55,6 +57,8 @@ class Source:
     id_column: str | None = None
     limit: int | None = None
     subset: str = "default"
+    revision: str | None = None
+    holds_answers: bool = False
 
     @property
     def location(self) -> Path:
@@ -66,7 +70,13 @@ class Source:
 
 
 def list_sources(config: Config) -> list[Source]:
-    """The sources of `datasets`, then those of `prompts.sources`. Raises ConfigError if there are none."""
+    """The sources of `datasets`, then those of `prompts.sources`; a prepared dataset takes the place of both.
+
+    Raises ConfigError if there are none.
+    """
+    prepared = prepared_source(config)
+    if prepared is not None:
+        return [prepared]
     sources = [
         Source(
             config_key=f"datasets[{index}]",
@@ -99,6 +109,22 @@ def list_sources(config: Config) -> list[Source]:
             fix="prompts: {sources: [{path: my_prompts.jsonl}]}",
         )
     return sources
+
+
+def prepared_source(config: Config) -> Source | None:
+    """What `teacher.*.data.download` names, None where nothing is downloaded."""
+    prepared = find_prepared(config.teacher)
+    if prepared is None:
+        return None
+    return Source(
+        config_key=prepared.config_key,
+        label=prepared.label,
+        path=prepared.path or prepared.name,
+        format="auto" if prepared.path else "hub",
+        shape="auto",
+        revision=prepared.revision or None,
+        holds_answers=True,
+    )
 
 
 def check_source(source: Source, output: Path) -> None:
@@ -204,7 +230,8 @@ def iter_rows(source: Source) -> Iterator[RawRow | BadRow]:
 def _iter_all_rows(source: Source) -> Iterator[RawRow | BadRow]:
     kind = resolve_format(source)
     if kind == "hub":
-        yield from iter_hub_dataset(source.path, source.subset)
+        hint = f"set {source.config_key}.path" if source.holds_answers else "set external_local_path"
+        yield from iter_hub_dataset(source.path, source.subset, source.revision, f"{hint} to a local copy")
     elif kind == "python_source":
         yield from iter_python_source(source.location)
     elif kind == "hf" and is_saved_dataset(source.location):

@@ -137,6 +137,8 @@ STAGE = Stage(
         "prompts",
         "teacher.base.prompt_length",
         "teacher.base.tool_schema",
+        "teacher.open.data.download",
+        "teacher.closed.data.download",
         "teacher.open.model.name",
         "teacher.open.model.revision",
         "teacher.open.model.trust_remote_code",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raystill.config.prepared import find_prepared
 from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.run.paths import RunPaths, StageName
@@ -43,6 +44,8 @@ _CONFIG_KEYS = (
     "teacher.base.num_samples",
     "teacher.base.reasoning",
     "teacher.base.tool_schema",
+    "teacher.open.data.download",
+    "teacher.closed.data.download",
     "teacher.closed.model.name",
     "teacher.closed.model.tokenizer",
     "teacher.closed.pipeline.max_new_tokens",
@@ -58,6 +61,8 @@ def run_generate(context: StageContext) -> StageResult:
     Resumes from whatever is committed. Raises DataError where done + rejected is not what was asked for,
     and what the teacher's preflight, its engine and the store raise.
     """
+    if find_prepared(context.config.teacher) is not None:
+        return _import_prepared(context)
     if context.config.teacher.closed is not None:
         return _generate_closed(context)
     return _generate_open(context)
@@ -75,12 +80,12 @@ def _generate_open(context: StageContext) -> StageResult:
     for note in engine_notes(teacher):
         context.events.emit("note", message=note)
     resumes = require_open_teacher(context.config).pipeline.resume
-    store = _open_store(context, teacher.identity, resumes=resumes)
+    store = open_stage_store(context, teacher.identity, resumes=resumes)
     sweep_dead_writers(store)
     with scratch_directory(context.output) as scratch:
         plan = plan_requests(teacher, store, context.paths.prompt_table, scratch)
         _emit_plan(context, plan)
-        blueprint, order = _orders(teacher, store, plan, scratch)
+        blueprint, order = build_orders(teacher, store, plan, scratch)
         progress = run_shards(plan.shards, blueprint, order, context.events)
     metrics = {
         "tokens_per_s": round(progress.tokens_per_s, 1),
@@ -99,7 +104,7 @@ def _generate_closed(context: StageContext) -> StageResult:
     from raystill.teacher.api.plan import plan_api_requests
 
     endpoint = identify_endpoint(context.config)
-    store = _open_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
+    store = open_stage_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
     # First: what a killed run has paid for is neither asked again nor left out of its cost.
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
@@ -107,6 +112,23 @@ def _generate_closed(context: StageContext) -> StageResult:
         _emit_plan(context, plan)
         run = ask_endpoint(context, endpoint, store, plan, estimate)
     return _finish(context, store, plan, run.metrics())
+
+
+def _import_prepared(context: StageContext) -> StageResult:
+    from raystill.store.repair import sweep_dead_writers
+    from raystill.teacher.download import identify_download, import_answers
+    from raystill.teacher.preflight import require_open_teacher
+
+    teacher = context.config.teacher
+    prepared = find_prepared(teacher)
+    assert prepared is not None
+    download = identify_download(context.config, prepared, context.inputs["prepare"].inputs)
+    pipeline = (teacher.closed or require_open_teacher(context.config)).pipeline
+    store = open_stage_store(context, download.identity, resumes=pipeline.resume)
+    sweep_dead_writers(store)
+    plan = import_answers(download, store, context.paths.prompt_table)
+    _emit_plan(context, plan)
+    return _finish(context, store, plan, {"engine": download.identity.engine, "dataset": prepared.label})
 
 
 def _emit_plan(context: StageContext, plan: RequestPlan) -> None:
@@ -157,13 +179,16 @@ def preflight_generate(config: Config, paths: RunPaths) -> None:
     from raystill.teacher.api.identify import identify_endpoint
     from raystill.teacher.preflight import preflight
 
+    if find_prepared(config.teacher) is not None:
+        return
     if config.teacher.closed is not None:
         identify_endpoint(config)
     else:
         preflight(config, resolve_engine(config))
 
 
-def _open_store(context: StageContext, identity: StoreIdentity, *, resumes: bool) -> TeacherStore:
+def open_stage_store(context: StageContext, identity: StoreIdentity, *, resumes: bool) -> TeacherStore:
+    """The run's store; unless it `resumes`, a new one, once per stage output: the old one is set aside."""
     from raystill.run.publish import write_json
     from raystill.store.store import open_store, start_new
 
@@ -187,9 +212,10 @@ def _marker(context: StageContext) -> Path:
     return context.output / "new_store.json"
 
 
-def _orders(
+def build_orders(
     teacher: KnownTeacher, store: TeacherStore, plan: RequestPlan, scratch: Path
 ) -> tuple[EngineBlueprint, WorkOrder]:
+    """What workers need: how to start the engine, and what to do with rows."""
     from raystill.teacher.identify import captures_signals
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.row_work import GenerateWork, WorkOrder

@@ -1,0 +1,78 @@
+"""`raystill status RUN`: how far a run is. Reads files only, so it is quick and disturbs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
+from raystill.cli.terminal import RESULTS, human_seconds, make_table, print_json, print_table
+
+if TYPE_CHECKING:
+    from raystill.run.status import RunStatus, StageStatus
+
+RunDirectory = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="Directory of a run; unset: the one of --config.")
+]
+
+
+def status(
+    run: RunDirectory = None,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print how far a run is: stages, rows done, left and rejected, what was spent and what was reused."""
+    from raystill.run.paths import RunPaths
+    from raystill.run.status import read_status
+
+    if run is not None:
+        paths = RunPaths(root=run, store=run / "teacher_store")
+    else:
+        paths = RunPaths.from_config(load_from_options(config, overrides).config)
+    found = read_status(paths)
+    if as_json:
+        print_json(asdict(found))
+        return
+    _print_status(found)
+
+
+def _print_status(found: RunStatus) -> None:
+    columns = {
+        "stage": False, "state": False, "done": True, "left": True, "rejected": True, "reused": True,
+        "spent": True, "tokens/s": True, "time": True,
+    }  # fmt: skip
+    rows = [_describe(stage) for stage in found.stages if stage.condition != "absent"]
+    print_table(make_table(f"Run {found.root}", columns, rows))
+    waiting = [stage.name for stage in found.stages if stage.condition == "absent"]
+    if waiting:
+        RESULTS.print(f"not begun: {', '.join(waiting)}")
+    RESULTS.print("a process works on it now" if found.is_locked else "no process works on it")
+
+
+def _describe(stage: StageStatus) -> tuple[str, ...]:
+    state = stage.condition
+    shown: str = state
+    if state == "running" and stage.seen_seconds_ago is not None:
+        shown = f"running (seen {human_seconds(stage.seen_seconds_ago)} ago)"
+    seconds = ""
+    if stage.seconds is not None:
+        seconds = human_seconds(stage.seconds)
+    elif stage.eta_seconds is not None:
+        seconds = f"{human_seconds(stage.eta_seconds)} left"
+    return (
+        stage.name,
+        shown,
+        *(_number(count) for count in (stage.done, stage.left, stage.rejected, stage.rows_saved)),
+        "" if stage.cost_usd is None else f"${stage.cost_usd:,.4f}",
+        "" if stage.rate is None else f"{stage.rate:,.0f}",
+        seconds,
+    )
+
+
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
