@@ -153,8 +153,8 @@ def diff(left: LeftStore, right: RightStore, as_json: Json = False, debug: Debug
         RESULTS.print(f"identity     {line}", markup=False)
     for name, kind in (("rows", found.rows), ("scores", found.scores)):
         RESULTS.print(
-            f"{name:<12} {kind.same:,} equal, {kind.different:,} different, {kind.only_left:,} only in {left}, "
-            f"{kind.only_right:,} only in {right}",
+            f"{name:<12} {kind.same:,} equal, {kind.different:,} different, "
+            f"{kind.only_left:,} only in {left}, {kind.only_right:,} only in {right}",
             markup=False,
         )
         for sort, keys in kind.examples.items():
@@ -171,7 +171,7 @@ def retry_rejects(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make rejected requests pending again: the next generate asks them. Attempts and cost go on adding up."""
+    """Make rejected requests pending again, for the next generate. Attempts and cost go on adding up."""
     path = _store_path(store, config, overrides)
     from raystill.store.rejects import release_rejects
     from raystill.store.store import load_store

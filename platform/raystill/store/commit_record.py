@@ -85,7 +85,10 @@ def load_commit(path: Path) -> CommitRecord:
 
 
 def parse_commit(path: Path, raw: bytes, *, is_verified: bool = False) -> CommitRecord:
-    """The commit whose file at `path` holds `raw`; `is_verified` spares its checksum. Raises like `load_commit`."""
+    """The commit whose file at `path` holds `raw`; `is_verified` spares its checksum.
+
+    Raises like `load_commit`.
+    """
     head, _, packed = raw.partition(b"\n")
     try:
         facts: dict[str, Any] = json.loads(head)

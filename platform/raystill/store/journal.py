@@ -154,9 +154,7 @@ class JournalWriter:
         deadline: float | None = None
         while len(group) < self._group_rows:
             try:
-                item = self._queue.get(
-                    timeout=None if deadline is None else max(0.0, deadline - time.monotonic())
-                )
+                item = self._queue.get(timeout=deadline and max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             if item is None:
@@ -168,7 +166,7 @@ class JournalWriter:
         return group, [], True
 
     def _save(self, group: Sequence[_Waiting]) -> RaystillError | None:
-        """Write and flush one group; waits for a full disk. Returns why it failed, None where it is durable."""
+        """Write and flush one group; waits for a full disk. Returns why it failed, if it did."""
         give_up = time.monotonic() + self._full_disk_seconds
         raw = b"".join(waiting.frame for waiting in group) + encode_group([each.key for each in group])
         while self._fault is None:
@@ -232,7 +230,7 @@ class _Segment:
             except OSError:
                 os.ftruncate(self._descriptor, self.size)
                 raise
-            # Never tried twice: after a failed fsync nobody knows what is on the disk, and a second one may lie.
+            # Never tried twice: after a failed fsync nobody knows what is on the disk.
             os.fsync(self._descriptor)
         self.size += len(raw)
         failpoint("journal:synced")

@@ -140,7 +140,7 @@ def decode_record(frame: Frame, raw: bytes) -> TeacherRow | Reject:
 
 
 def scan_segment(raw: bytes) -> Scan:
-    """Find every whole frame. Never raises: whatever the bytes are, what is whole is found and the rest named."""
+    """Find every whole frame, whatever the bytes are: never raises."""
     frames: list[Frame] = []
     broken: list[tuple[int, str]] = []  # where, and the key if the header tells it
     offset = 0

@@ -15,10 +15,10 @@
       quarantine/                                    damaged parts and their commits, moved aside
 
 A commit is one line of JSON (what the part holds, its sha256, the commit's own) and then the part's keys,
-16 bytes each. Partitions are ranges of keys: a key's first 60 bits k give floor(k * num_partitions / 2^60). An
-index is one line of JSON (the names and sizes of the commits, a sha256) and then those commits unchanged; the
-commits themselves decide, and one that an index lacks is read from its own file. A commit may retire others,
-which then count as deleted, wherever they still are.
+16 bytes each. Partitions are ranges of keys: a key's first 60 bits k give floor(k * num_partitions / 2^60).
+An index is one line of JSON (the names and sizes of the commits, a sha256) and then those commits unchanged;
+the commits themselves decide, and one that an index lacks is read from its own file. A commit may retire
+others, which then count as deleted, wherever they still are.
 
 Format 1 had commits in JSON with all keys as text, partitions by remainder and no journals.
 

@@ -47,7 +47,7 @@ class _Slice:
 
 
 def count_requests(store: TeacherStore, requests: Path) -> Census:
-    """Count the table's requests by what became of them; an answer beats a reject. Raises like `iter_pending`."""
+    """Count requests by what became of them; an answer beats a reject. Raises like `iter_pending`."""
     total = stored = rejected = 0
     for part in _iter_slices(store, requests):
         total += len(part.is_stored)

@@ -43,7 +43,8 @@ from raystill.store.tier_records import TIER_SCHEMAS
 SCHEMAS: dict[Kind, pa.Schema] = {
     "rows": ROW_SCHEMA,
     "scores": SCORE_SCHEMA,
-    **TIER_SCHEMAS,
+    "sampled": TIER_SCHEMAS["sampled"],
+    "hidden": TIER_SCHEMAS["hidden"],
     "rejects": REJECT_SCHEMA,
 }
 

@@ -35,7 +35,7 @@ def load_rejects(store: TeacherStore, partition: int) -> list[Reject]:
 
 
 def fold_rejects(rejects: Sequence[Reject]) -> Reject:
-    """One record of a key that failed several times, oldest first: the last failure, all attempts and costs."""
+    """One record of several of a key, oldest first: the last failure, all attempts and all cost."""
     return replace(
         rejects[-1],
         attempts=sum(reject.attempts for reject in rejects),

@@ -72,7 +72,7 @@ class _Group:
 
 
 def repack_store(store: TeacherStore, *, rows_per_part: int) -> Repacked:
-    """Merge neighbouring parts up to `rows_per_part` rows, without duplicates; afterwards everything is compact.
+    """Merge neighbouring parts up to `rows_per_part` rows, without duplicates.
 
     Memory: one merged part. Raises EnvironmentFault while anybody writes to the store or the disk is full,
     DataError where a part is missing or damaged; what was merged by then stays merged.
@@ -164,23 +164,23 @@ def _group_parts(commits: Sequence[CommitRecord], kept: Sequence[Kept], rows_per
 
 
 def _merge(store: TeacherStore, writer: PartWriter, partition: int, group: _Group) -> None:
-    tables, digest_sum = [], 0
+    tables, digest_sum, num_tokens = [], 0, 0
     for commit, kept in group.parts:
         table = read_part(store, commit)
         digest_sum += int(commit.digest_sum, 16)
+        num_tokens += commit.num_tokens
         if kept is not None:
-            lost = np.setdiff1d(np.arange(commit.num_rows), kept)
-            digest_sum -= compute_digest_sum(commit.kind, table.take(pa.array(lost)))
+            lost = table.take(pa.array(np.setdiff1d(np.arange(commit.num_rows), kept)))
+            digest_sum -= compute_digest_sum(commit.kind, lost)
+            num_tokens -= _count_tokens(commit.kind, lost)
             table = table.take(pa.array(kept))
         tables.append(table)
     merged = pa.concat_tables(tables)
     commits = [commit for commit, _ in group.parts]
     first = commits[0]
-    tokens = {"rows": "num_completion_tokens", "hidden": "hidden"}.get(first.kind, "sampled_logprob")
-    numbers_per_token = (first.num_logprobs or 1) if first.kind == "hidden" else 1
     facts = Facts(
         digest_sum=digest_sum,
-        num_tokens=_count_tokens(merged, tokens) // numbers_per_token,
+        num_tokens=num_tokens,
         num_logprobs=first.num_logprobs,
         cost_usd=sum(commit.cost_usd for commit in commits),
         retires=tuple(commit.stem for commit in commits),
@@ -237,10 +237,13 @@ def _delete(store: TeacherStore, commits: Sequence[CommitRecord]) -> None:
                 fsync_path(folder)
 
 
-def _count_tokens(table: pa.Table, column: str) -> int:
-    values = table.column(column)
-    total = pc.sum(pc.list_value_length(values) if pa.types.is_list(values.type) else values).as_py()
-    return int(total or 0)
+def _count_tokens(kind: Kind, table: pa.Table) -> int:
+    if kind == "rows":
+        return int(pc.sum(table.column("num_completion_tokens")).as_py() or 0)
+    if kind == "hidden":
+        lengths = pc.list_value_length(table.column("hidden"))
+        return int(pc.sum(pc.divide(lengths, table.column("hidden_size"))).as_py() or 0)
+    return int(pc.sum(pc.list_value_length(table.column("sampled_logprob"))).as_py() or 0)
 
 
 def _busy(store: TeacherStore, why: str) -> EnvironmentFault:

@@ -27,7 +27,8 @@ class StoreStats:
 
     `captured_mass_histogram[i]` counts tokens whose stored top k holds a probability in
     [MASS_EDGES[i], MASS_EDGES[i + 1]); the last interval includes 1. `num_scored` keys have a signal, from
-    generation or from the score stage. `cost_usd` is what all answers and rejects were billed. `num_rejects` and `rejects_by_code` leave out what succeeded later.
+    generation or from the score stage. `cost_usd` is what all answers and rejects were billed. `num_rejects`
+    and `rejects_by_code` leave out what succeeded later.
     """
 
     teacher: str
