@@ -14,6 +14,7 @@ from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.engine import resolve_engine
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_contradictions import find_tier_contradictions
+from raystill.config.storage_contradictions import find_object_storage
 from raystill.config.student_init import (
     ARCHITECTURE_KEYS,
     given_architecture_keys,
@@ -382,6 +383,7 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _kd_terms,
     _kd_source,
     find_tier_contradictions,
+    find_object_storage,
     _split,
     find_curation_problems,
 )
