@@ -20,7 +20,7 @@ from raystill.teacher.batch_api.endpoint import BatchEndpoint
 from raystill.teacher.batch_api.plan import BatchLimits
 from raystill.teacher.batch_api.run_batches import BatchSettings, run_batches
 from raystill.teacher.engine import Sampling
-from raystill.teacher.row_work import GenerateWork, WorkOrder
+from raystill.teacher.row_work import GenerateWork
 from raystill.teacher.run_shards import Progress
 from raystill.teacher.shards import ShardWriter
 
@@ -41,7 +41,6 @@ class BatchJob:
 
     directory: str
     base_url: str
-    tokenizer: str
     texts: list[str]
     max_rows: int = 50_000
     max_bytes: int = 200_000_000
@@ -88,19 +87,19 @@ class BatchJob:
             first_poll_s=0.02,
             longest_poll_s=0.1,
         )
-        order = WorkOrder(store, self._work(store), "")
         with EventLog(self.log, "generate") as events:
             return run_batches(
                 shards,
                 lambda: BatchEndpoint(address, None, timeout_s=5.0, max_attempts=6),
-                order,
+                store,
+                self._work(store),
                 settings,
                 events,
             )
 
     def _work(self, store: TeacherStore) -> GenerateWork:
         return GenerateWork(
-            tokenizer_directory=self.tokenizer,
+            tokenizer_directory="",
             teacher_id=store.identity.teacher_id,
             sampling_by_split={"train": SAMPLING},
             num_logprobs=0,

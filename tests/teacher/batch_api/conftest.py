@@ -26,11 +26,11 @@ def batch_job_module() -> ModuleType:
 
 
 @pytest.fixture
-def make_job(batch_job_module: ModuleType, tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Any]:
+def make_job(batch_job_module: ModuleType, tmp_path: Path) -> Callable[..., Any]:
     """A factory of jobs on one store: `make_job(base_url, num_rows, **settings)`."""
 
     def make(base_url: str, num_rows: int, **settings: Any) -> Any:
         texts = settings.pop("texts", [f"question {index}" for index in range(num_rows)])
-        return batch_job_module.BatchJob(str(tmp_path), base_url, str(tokenizer_dir), texts, **settings)
+        return batch_job_module.BatchJob(str(tmp_path), base_url, texts, **settings)
 
     return make

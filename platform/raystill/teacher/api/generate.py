@@ -20,6 +20,7 @@ from raystill.teacher.api.meet import meet_endpoint
 from raystill.teacher.api.plan import Estimate, require_budget
 from raystill.teacher.api.probe import Capabilities, capability_notes
 from raystill.teacher.api.run_clients import ClientProgress, run_clients
+from raystill.teacher.batch_api.ask import ask_in_batches, has_live_batches, require_no_live_batches
 from raystill.teacher.plan_requests import RequestPlan
 from raystill.teacher.row_work import GenerateWork
 from raystill.teacher.run_shards import Progress
@@ -62,20 +63,20 @@ def ask_endpoint(
     logprobs that the endpoint can't do; RemoteError where the endpoint refuses or the budget is used up.
     """
     spending = load_spending(store)
-    if not plan.shards:
+    is_batch = endpoint.closed.endpoint.mode == "batch"
+    if not is_batch:
+        require_no_live_batches(store)
+    if not plan.shards and not (is_batch and has_live_batches(store)):
         return ApiRun(ClientProgress(total=0), spending)
     require_budget(endpoint, estimate)
     known = asyncio.run(meet_endpoint(endpoint, context.output, store, spending))
     for note in _notes(endpoint, known):
         context.events.emit("note", message=note)
     _require_capabilities(endpoint, known, plan)
-    progress = run_clients(
-        plan.shards,
-        _blueprint(endpoint, known, spending),
-        store,
-        _work(endpoint, known, store),
-        context.events,
-    )
+    work = _work(endpoint, known, store)
+    if is_batch:
+        return ApiRun(ask_in_batches(context, endpoint, known, store, plan, work), load_spending(store))
+    progress = run_clients(plan.shards, _blueprint(endpoint, known, spending), store, work, context.events)
     # What a worker left behind that died after its last shard.
     recover_journals(store)
     return ApiRun(progress, load_spending(store))
@@ -151,7 +152,7 @@ def _start_gate(settings: GateSettings) -> Any:
     import ray
 
     actor: Any = ray.remote(GateActor)
-    return actor.options(num_cpus=0, max_concurrency=100_000).remote(settings)
+    return actor.options(num_cpus=0, max_concurrency=1000).remote(settings)
 
 
 def _work(endpoint: KnownEndpoint, known: Capabilities, store: TeacherStore) -> GenerateWork:

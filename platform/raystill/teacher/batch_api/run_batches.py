@@ -18,7 +18,9 @@ from raystill.run.failpoint import failpoint
 from raystill.run.publish import publish_file
 from raystill.store.identity import partition_of
 from raystill.store.records import Reject
+from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
+from raystill.teacher.api.guard import OutcomeGuard
 from raystill.teacher.api.ledger import ledger_directory, load_spending
 from raystill.teacher.api.reader import AnswerReader
 from raystill.teacher.api.wire import BodyShape
@@ -35,7 +37,7 @@ from raystill.teacher.batch_api.plan import (
 )
 from raystill.teacher.batch_api.results import is_whole
 from raystill.teacher.batch_api.settle import Settlement, Settler, was_too_much
-from raystill.teacher.row_work import GenerateWork, Row, WorkOrder
+from raystill.teacher.row_work import GenerateWork, Row
 from raystill.teacher.run_shards import Progress
 from raystill.teacher.shards import Shard
 
@@ -61,7 +63,8 @@ class BatchSettings:
 def run_batches(
     shards: Sequence[Shard],
     build_endpoint: Callable[[], BatchEndpoint],
-    order: WorkOrder,
+    store: TeacherStore,
+    work: GenerateWork,
     settings: BatchSettings,
     events: EventLog,
 ) -> Progress:
@@ -72,10 +75,20 @@ def run_batches(
     that refuses and for a budget that is used up, EnvironmentFault where another run looks after this
     store's batches.
     """
-    book = BatchBook(order.store.layout.batches)
-    with book.hold(), PartWriter(order.store) as writer:
+    book = BatchBook(store.layout.batches)
+    with book.hold(), PartWriter(store) as writer:
         book.sweep()
-        run = _BatchRun(shards, book, writer, order, settings, events)
+        settler = Settler(
+            store=store,
+            work=work,
+            writer=writer,
+            book=book,
+            engine=ArrivedEngine(settings.reader),
+            guard=OutcomeGuard(settings.where),
+            max_attempts=settings.max_attempts,
+            where=settings.where,
+        )
+        run = _BatchRun(shards, settler, settings, events)
         try:
             return asyncio.run(run.go(build_endpoint))
         except KeyboardInterrupt:
@@ -87,23 +100,11 @@ class _BatchRun:
     """One run's look after its batches: `_live` are those that aren't settled, by name."""
 
     def __init__(
-        self,
-        shards: Sequence[Shard],
-        book: BatchBook,
-        writer: PartWriter,
-        order: WorkOrder,
-        settings: BatchSettings,
-        events: EventLog,
+        self, shards: Sequence[Shard], settler: Settler, settings: BatchSettings, events: EventLog
     ) -> None:
-        work = order.work
-        if not isinstance(work, GenerateWork):
-            raise AssertionError("batches hold completions")
-        self._shards, self._book, self._writer = shards, book, writer
-        self._order, self._settings, self._events = order, settings, events
-        self._lines = LineMaker(settings.shape, work.request_of, settings.reader.worst_usd)
-        self._settler = Settler(
-            order, writer, book, ArrivedEngine(settings.reader), settings.max_attempts, settings.where
-        )
+        self._shards, self._settler, self._settings, self._events = shards, settler, settings, events
+        self._store, self._book, self._writer = settler.store, settler.book, settler.writer
+        self._lines = LineMaker(settings.shape, settler.work.request_of, settings.reader.worst_usd)
         self._limits = settings.limits
         self._live: dict[str, BatchRecord] = {}
         self._attempts: dict[str, int] = {}
@@ -114,8 +115,7 @@ class _BatchRun:
 
     async def go(self, build_endpoint: Callable[[], BatchEndpoint]) -> Progress:
         """Until every row is stored or rejected."""
-        self._order.work.prepare()
-        spending = load_spending(self._order.store)
+        spending = load_spending(self._store)
         self._committed_usd = spending.spent_usd + spending.at_risk_usd
         self._adopt()
         fresh = self._iter_fresh()
@@ -171,7 +171,7 @@ class _BatchRun:
     def _reject_too_long(self, row: Row, num_bytes: int) -> None:
         reason = f"{num_bytes} bytes, and a batch may have {self._settings.limits.max_bytes}"
         reject = Reject(row["key"], row["prompt_id"], "generate", "prompt_too_long", reason, attempts=0)
-        partition = partition_of(row["key"], self._order.store.num_partitions)
+        partition = partition_of(row["key"], self._store.num_partitions)
         self._writer.commit_rejects(partition, [reject])
         self._progress.rejected += 1
 
@@ -269,7 +269,7 @@ class _BatchRun:
         """One file per batch, written whole: settling twice counts once."""
         if not settlement.risks:
             return
-        with publish_file(ledger_directory(self._order.store) / f"{record.name}.jsonl") as temporary:
+        with publish_file(ledger_directory(self._store) / f"{record.name}.jsonl") as temporary:
             lines = [json.dumps(asdict(entry)) + "\n" for entry in settlement.risks]
             temporary.write_text("".join(lines), encoding="utf-8")
 

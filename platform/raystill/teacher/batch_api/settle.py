@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raystill.errors import RaystillError
+from raystill.store.commit import load_commits
 from raystill.store.identity import partition_of
-from raystill.store.reader import committed_keys, iter_tables
-from raystill.store.records import Reject
+from raystill.store.reader import committed_keys, read_part
+from raystill.store.records import RELEASED, Reject
+from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
+from raystill.teacher.api.guard import OutcomeGuard
 from raystill.teacher.api.ledger import RiskEntry
 from raystill.teacher.api.outcomes import Failure, abort_error
 from raystill.teacher.batch_api.arrived import ArrivedEngine, FailedLineError
 from raystill.teacher.batch_api.book import BatchBook, BatchRecord
 from raystill.teacher.batch_api.results import LineCounts, iter_results
+from raystill.teacher.engine import Generation
 from raystill.teacher.errors import EngineRowError
-from raystill.teacher.row_work import Answer, GenerateWork, Row, WorkOrder
+from raystill.teacher.row_work import Answer, GenerateWork, Row
 
 # The provider's words for too many waiting requests: nobody is to blame, the rows go out in smaller batches.
 _TOO_MUCH_AT_ONCE = ("token_limit_exceeded", "rate_limit_exceeded")
@@ -48,10 +52,12 @@ class Settlement:
 class Settler:
     """Settles batches of one run. `max_attempts` batches without an answer make a row a reject."""
 
-    order: WorkOrder
+    store: TeacherStore
+    work: GenerateWork
     writer: PartWriter
     book: BatchBook
     engine: ArrivedEngine
+    guard: OutcomeGuard
     max_attempts: int
     where: str
 
@@ -89,14 +95,16 @@ class Settler:
     ) -> Answer | Reject | None:
         self.engine.arrive(row["key"], outcome, _share(record))
         try:
-            answer = await self.order.work.run(self.engine, row)
+            answer = await self.work.run(self.engine, row)
         except FailedLineError as failed:
             return self._given_up(record, row, failed.failure, settlement)
         except EngineRowError as error:
             return self._given_up(record, row, Failure("reject", error.code, error.reason), settlement)
+        assert isinstance(answer.result, Generation)
+        usage = answer.result.usage
+        self.guard.on_answer()
         settlement.done += 1
-        settlement.tokens += answer.num_tokens
-        usage = getattr(answer.result, "usage", None)
+        settlement.tokens += answer.num_tokens if usage is None else usage.completion_tokens
         settlement.cost_usd += 0.0 if usage is None else usage.cost_usd
         return answer
 
@@ -117,9 +125,12 @@ class Settler:
             settlement.attempts[row["key"]] = attempts
             if not cost:
                 return None
-            # What was billed for nothing must be found on the disk; a later success supersedes the reject.
+            # What was billed for nothing must be found on the disk, and yet the row is still to be asked.
+            failure = replace(failure, code=RELEASED, message=f"{failure.code}: {failure.message}")
         else:
             settlement.rejected += 1
+            stop = self.guard.on_given_up(row["prompt_id"], failure)
+            settlement.error = settlement.error or stop
         return Reject(
             row["key"], row["prompt_id"], "generate", failure.code, failure.message, attempts, cost_usd=cost
         )
@@ -128,20 +139,18 @@ class Settler:
         partitions = {self._partition(key) for key in rows}
         keys: set[str] = set()
         for partition in partitions:
-            keys |= committed_keys(self.order.store, partition) & set(rows)
+            keys |= committed_keys(self.store, partition) & set(rows)
         return keys
 
     def _partition(self, key: str) -> int:
-        return partition_of(key, self.order.store.num_partitions)
+        return partition_of(key, self.store.num_partitions)
 
     def _commit(self, waiting: dict[int, list[Answer | Reject]]) -> None:
-        work = self.order.work
-        assert isinstance(work, GenerateWork)
         for partition, outcomes in waiting.items():
             answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
             rejects = [outcome for outcome in outcomes if isinstance(outcome, Reject)]
             if answers:
-                work.commit(self.writer, partition, answers)
+                self.work.commit(self.writer, partition, answers)
             if rejects := self._new_rejects(partition, rejects):
                 self.writer.commit_rejects(partition, rejects)
         waiting.clear()
@@ -153,10 +162,8 @@ class Settler:
         columns = ("key", "code", "reason", "attempts")
         known = {
             tuple(row.values())
-            for table in iter_tables(
-                self.order.store, kind="rejects", columns=columns, partitions=(partition,)
-            )
-            for row in table.select(columns).to_pylist()
+            for commit in load_commits(self.store, partition, "rejects")
+            for row in read_part(self.store, commit, columns).select(columns).to_pylist()
         }
         return [r for r in rejects if (r.key, r.code, r.reason, r.attempts) not in known]
 
