@@ -1,0 +1,158 @@
+"""Samples, rows with their own sampling, and the order in which rows are done. No Ray."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raystill.config.schema import Config
+from raystill.errors import DataError
+from raystill.run.paths import RunPaths
+from raystill.store.identity import partition_of, row_seed
+from raystill.store.requests import Request
+from raystill.store.store import open_store
+from raystill.teacher.engine import Sampling
+from raystill.teacher.identify import identify_teacher
+from raystill.teacher.plan_requests import RequestPlan, plan_requests
+from raystill.teacher.preview import choose_requests
+from raystill.teacher.row_order import mark_tail
+from raystill.teacher.run_shards import Progress
+from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
+from raystill.teacher.shards import Shard
+from raystill.text.prompt_row import Prompt
+from raystill.text.prompt_table import save_prompts
+
+MakeConfig = Callable[..., Config]
+DRAWN = Sampling(0.8, 0.95, 50, 16)
+
+
+def plan_of(config: Config, prompts: list[Prompt], tmp_path: Path) -> tuple[RequestPlan, list[Any]]:
+    """The plan, and the rows of its shards in order."""
+    paths = RunPaths.from_config(config)
+    save_prompts(paths.prompt_table, prompts)
+    teacher = identify_teacher(config)
+    store = open_store(tmp_path / "store", teacher.identity, 4)
+    plan = plan_requests(teacher, store, paths.prompt_table, tmp_path / "scratch")
+    return plan, [row for shard in plan.shards for row in shard.read()]
+
+
+def prompt(index: int, split: str = "train", words: str = "", sampling: Any = None) -> Prompt:
+    messages = [{"role": "user", "content": f"{words} number {index}"}]
+    return Prompt(f"p{index:03d}", "test", split, messages, "text", None, 9, sampling)  # type: ignore[arg-type]
+
+
+def test_training_prompts_get_n_samples_and_held_out_ones_get_one(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    prompts = [prompt(index, "eval" if index % 5 == 0 else "train") for index in range(20)]
+    plan, rows = plan_of(make_config(base={"num_samples": 3}), prompts, tmp_path)
+    assert plan.num_requests == len(rows) == 4 + 16 * 3
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert len({row_seed(row["key"]) for row in rows}) == len(rows)
+    samples = defaultdict(list)
+    for row in rows:
+        samples[row["prompt_id"]].append((row["sample_index"], partition_of(row["key"], 4)))
+    for found in samples.values():
+        assert [index for index, _ in found] == list(range(len(found)))  # side by side, in order
+        assert len({partition for _, partition in found}) == 1
+    assert Counter(len(found) for found in samples.values()) == {1: 4, 3: 16}
+
+
+def test_the_first_sample_has_the_key_of_a_run_without_samples(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    prompts = [prompt(index) for index in range(6)]
+    one, _ = plan_of(make_config(), prompts, tmp_path / "one")
+    three, _ = plan_of(make_config(base={"num_samples": 3}), prompts, tmp_path / "three")
+    first = {request.key for request in three.requests if request.sample_index == 0}
+    assert first == {request.key for request in one.requests}
+
+
+def test_common_prefixes_are_side_by_side(make_config: MakeConfig, tmp_path: Path) -> None:
+    prompts = [prompt(index, words=f"chapter {'abc'[index % 3]} of the book,") for index in range(60)]
+    _, rows = plan_of(make_config(), prompts, tmp_path)
+    by_partition = defaultdict(list)
+    for row in rows:
+        chapter = json.loads(row["messages"])[0]["content"][8]
+        by_partition[partition_of(row["key"], 4)].append(chapter)
+    for chapters in by_partition.values():
+        changes = sum(before != after for before, after in itertools.pairwise(chapters))
+        assert changes == len(set(chapters)) - 1
+
+
+def test_rows_may_ask_for_their_own_sampling(make_config: MakeConfig, tmp_path: Path) -> None:
+    plain, _ = plan_of(make_config(), [prompt(0)], tmp_path / "plain")
+    hot, rows = plan_of(make_config(), [prompt(0, sampling={"temperature": 1.5})], tmp_path / "hot")
+    assert hot.requests[0].key != plain.requests[0].key
+    assert json.loads(rows[0]["sampling"]) == {"temperature": 1.5}
+    greedy = [prompt(1, sampling={"temperature": 0.0})]
+    plan, _ = plan_of(make_config(base={"num_samples": 4}), greedy, tmp_path / "greedy")
+    assert plan.num_requests == 1
+
+
+def test_a_schema_that_the_engine_cannot_force_is_refused_with_its_prompt(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    asked = [prompt(0), prompt(1, sampling={"json_schema": {"type": "object"}})]
+    with pytest.raises(DataError, match="fake engine") as caught:
+        plan_of(make_config(), asked, tmp_path)
+    assert "p001" in caught.value.problems[0].where
+
+
+@pytest.mark.parametrize(
+    ("split", "asked", "drawn"),
+    [
+        ("train", None, DRAWN),
+        ("train", {"temperature": 1.5, "top_k": 0}, Sampling(1.5, 0.95, 0, 16)),
+        ("train", {"temperature": 0.0}, Sampling(0.0, 1.0, 0, 16)),
+        ("train", {"json_schema": {"b": 1, "a": 2}}, Sampling(0.8, 0.95, 50, 16, '{"a":2,"b":1}')),
+    ],
+)
+def test_row_sampling(split: str, asked: Any, drawn: Sampling) -> None:
+    assert row_sampling(DRAWN, split, asked) == drawn
+
+
+def test_held_out_prompts_stay_greedy(make_config: MakeConfig) -> None:
+    config = make_config(base={"num_samples": 3})
+    base = sampling_of(config, "eval")
+    assert base == Sampling(0.0, 1.0, 0, 16)
+    asked = row_sampling(base, "eval", {"temperature": 2.0, "max_new_tokens": 5})
+    assert asked == Sampling(0.0, 1.0, 0, 5)
+    assert num_samples_of(config, "eval", asked) == 1
+    assert num_samples_of(config, "train", sampling_of(config, "train")) == 3
+
+
+@pytest.mark.parametrize(("capacity", "tail"), [(0, 1), (10, 1), (20, 2), (25, 2), (1000, 5)])
+def test_the_tail_is_what_the_engines_hold_at_the_end(capacity: int, tail: int) -> None:
+    shards = [Shard("x", 0, index, 10) for index in range(5)]
+    marked = mark_tail(shards, capacity)
+    assert [shard.in_tail for shard in marked] == [False] * (5 - tail) + [True] * tail
+    assert [shard.row_group for shard in marked] == [0, 1, 2, 3, 4]
+
+
+def test_the_tail_fraction_begins_when_the_engines_are_no_longer_full() -> None:
+    import pyarrow as pa
+
+    progress = Progress(total=100, capacity=20)
+    for seconds, done in ((1.0, 40), (5.0, 41), (8.0, 10), (10.0, 9)):
+        progress.seconds = seconds
+        progress.add(pa.table({"done": [done], "rejected": [0], "tokens": [done]}))
+    assert progress.tail_fraction == pytest.approx(0.5)
+    assert Progress(total=5).tail_fraction == 0.0
+
+
+def test_a_preview_shows_training_prompts_once_and_always_the_same() -> None:
+    requests = [
+        Request(f"{index:02d}", f"p{index}", "eval" if index < 3 else "train", index % 2)
+        for index in range(12)
+    ]
+    chosen = choose_requests(requests, 3)
+    assert [request.key for request in chosen] == ["04", "06", "08"]
+    assert choose_requests(requests[::-1], 3) == chosen
+    assert len(choose_requests(requests, 100)) == 6
