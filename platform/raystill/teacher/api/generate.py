@@ -12,7 +12,7 @@ from raystill.store.recover import recover_journals
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.budget import Prices
 from raystill.teacher.api.client_worker import ClientBlueprint
-from raystill.teacher.api.engine import EngineSettings
+from raystill.teacher.api.engine import EngineSettings, rows_in_flight
 from raystill.teacher.api.gate import GateActor, GateSettings
 from raystill.teacher.api.identify import ENGINE_NAME, KnownEndpoint
 from raystill.teacher.api.ledger import Spending, load_spending
@@ -28,6 +28,7 @@ from raystill.teacher.sampling import sampling_of
 
 # After its own deadline a request has ended or its process has; a permit older than that is taken back.
 _LEASE_FACTOR = 1.5
+_SPARE_PLACES = 64
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ def _start_gate(settings: GateSettings) -> Any:
     import ray
 
     actor: Any = ray.remote(GateActor)
-    return actor.options(num_cpus=0, max_concurrency=1000).remote(settings)
+    # Everyone who waits for leave holds one of its places, and so does who brings a permit back.
+    places = 2 * rows_in_flight(settings.max_in_flight) + _SPARE_PLACES
+    return actor.options(num_cpus=0, max_concurrency=places).remote(settings)
 
 
 def _work(endpoint: KnownEndpoint, known: Capabilities, store: TeacherStore) -> GenerateWork:

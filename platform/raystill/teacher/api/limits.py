@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 # Room for late wake-ups, in seconds of the rate. More would burst above the limit in the first minute.
 _BURST_SECONDS = 1.0
-# One decision about the concurrency per so many answers, or per full round of it where that is more.
-_ANSWERS_PER_DECISION = 20
+# One decision about the concurrency per so many answers, or per two rounds of it where that is more; at once
+# after so many throttles.
+_ANSWERS_PER_DECISION = 100
+_THROTTLES_TO_DECIDE = 10
 # Endpoints throttle a few requests at random; only a larger share means that there are too many of them.
 _TOLERATED_SHARE = 0.05
 _HEAVY_SHARE = 0.5
@@ -100,7 +102,8 @@ class AdaptiveConcurrency:
         self._decide()
 
     def _decide(self) -> None:
-        if self._answers < max(_ANSWERS_PER_DECISION, self.limit):
+        is_due = self._answers >= max(_ANSWERS_PER_DECISION, 2 * self.limit)
+        if not is_due and self._throttles < _THROTTLES_TO_DECIDE:
             return
         share = self._throttles / self._answers
         if share > _TOLERATED_SHARE:
