@@ -102,6 +102,8 @@ def vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
          ["teacher.open.tokenizer.padding", "teacher.engine"]),
         ([*OPEN, "teacher.engine=vllm", "teacher.open.model.attn_implementation=eager"],
          ["teacher.open.model.attn_implementation", "teacher.engine"]),
+        ([*OPEN, "teacher.engine=transformers", "teacher.open.tokenizer.padding_side=right"],
+         ["teacher.open.tokenizer.padding_side", "teacher.open.tokenizer.padding"]),
         ([*OPEN, "teacher.base.num_samples=2", "teacher.open.pipeline.do_sample=false"],
          ["teacher.base.num_samples", "teacher.open.pipeline.do_sample"]),
         ([*CLOSED, "teacher.base.num_samples=2", "teacher.closed.pipeline.temperature=0"],
@@ -153,7 +155,8 @@ def test_contradictions_name_every_path(overrides: list[str], paths: list[str]) 
         [*KD, "train.sft={}", "train.distillation.init=sft"],
         [*OPEN, "teacher.engine=vllm", "teacher.open.pipeline.use_cache=false"],
         [*OPEN, "teacher.engine=vllm", "teacher.open.tokenizer.padding=true"],  # the default
-        [*OPEN, "teacher.engine=transformers", "teacher.open.tokenizer.padding_side=right"],
+        [*OPEN, "teacher.engine=transformers", "teacher.open.tokenizer.padding_side=right",
+         "teacher.open.tokenizer.padding=false"],
     ],
 )  # fmt: skip
 def test_what_goes_together_is_accepted(overrides: list[str]) -> None:

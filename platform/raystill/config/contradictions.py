@@ -78,6 +78,15 @@ def _engine_keys(loaded: LoadedConfig) -> Iterator[Problem]:
                     loaded.where(path, "teacher.engine"),
                     "remove the key, or set teacher.engine: transformers",
                 )
+    teacher = loaded.config.teacher.open
+    if engine == "transformers" and teacher is not None:
+        tokenizer = teacher.tokenizer
+        if tokenizer.padding_side == "right" and tokenizer.padding:
+            yield Problem(
+                f"`{_OPEN}.tokenizer.padding_side: right` would pad between a prompt and its completion",
+                loaded.where(f"{_OPEN}.tokenizer.padding_side", f"{_OPEN}.tokenizer.padding"),
+                "set it to left, or padding: false to run rows one by one",
+            )
     # With `auto` the block acts wherever vLLM is installed, so one file serves both kinds of machine.
     scores = loaded.config.teacher.closed is not None and loaded.config.teacher.open is not None
     idle = loaded.config.teacher.engine in ("transformers", "openai") and not scores

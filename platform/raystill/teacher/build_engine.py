@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raystill.config.schema import Config
 from raystill.errors import ConfigError
@@ -10,6 +11,9 @@ from raystill.teacher.device import export_cuda_settings
 from raystill.teacher.engine import TeacherEngine
 from raystill.teacher.fake_engine import FAKE_ROWS_IN_FLIGHT, FakeEngine
 from raystill.teacher.preflight import EngineFacts, require_open_teacher
+
+if TYPE_CHECKING:
+    from raystill.teacher.transformers_engine import TransformersSettings
 
 _TRANSFORMERS_BATCH_SIZE = 16
 
@@ -85,11 +89,17 @@ def _build_vllm(blueprint: EngineBlueprint) -> TeacherEngine:
 
 
 def _build_transformers(blueprint: EngineBlueprint) -> TeacherEngine:
-    from raystill.teacher.transformers_engine import (
-        TransformersEngine,
-        TransformersSettings,
-        available_attention,
-    )
+    from raystill.teacher.transformers_engine import TransformersEngine
+
+    return TransformersEngine(transformers_settings(blueprint))
+
+
+def transformers_settings(blueprint: EngineBlueprint) -> TransformersSettings:
+    """How the transformers engine loads and batches, from the configuration.
+
+    Raises ConfigError for padding on the right, where generation would go on from it.
+    """
+    from raystill.teacher.transformers_engine import TransformersSettings, available_attention
 
     facts, teacher = blueprint.facts, require_open_teacher(blueprint.config)
     if teacher.tokenizer.padding_side == "right" and teacher.tokenizer.padding and not blueprint.scoring:
@@ -99,17 +109,15 @@ def _build_transformers(blueprint: EngineBlueprint) -> TeacherEngine:
             fix="set it to left, or teacher.open.tokenizer.padding: false to run rows one by one",
         )
     attention, _ = available_attention(teacher.model.attn_implementation, facts.device)
-    return TransformersEngine(
-        TransformersSettings(
-            directory=facts.files.directory,
-            device=facts.device,
-            dtype=facts.dtype,
-            attn_implementation=attention,
-            trust_remote_code=teacher.model.trust_remote_code,
-            batch_size=_transformers_batch_size(blueprint),
-            use_cache=teacher.pipeline.use_cache,
-            context_length=facts.context_length,
-            stop_token_ids=blueprint.stop_token_ids,
-            pad_token_id=blueprint.pad_token_id,
-        )
+    return TransformersSettings(
+        directory=facts.files.directory,
+        device=facts.device,
+        dtype=facts.dtype,
+        attn_implementation=attention,
+        trust_remote_code=teacher.model.trust_remote_code,
+        batch_size=_transformers_batch_size(blueprint),
+        use_cache=teacher.pipeline.use_cache,
+        context_length=facts.context_length,
+        stop_token_ids=blueprint.stop_token_ids,
+        pad_token_id=blueprint.pad_token_id,
     )
