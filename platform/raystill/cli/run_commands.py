@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,10 @@ STAGE_HELP = {
     "export": "Write the student as files that other programs load, and verify them.",
     "report": "Write report.html, one self-contained page.",
 }
+Probe = Annotated[
+    int | None,
+    typer.Option("--probe", metavar="ROWS", help="Compare the engine with another one on so many rows."),
+]
 Until = Annotated[str | None, typer.Option("--until", metavar="STEP", help="Stop after this step.")]
 
 
@@ -44,6 +48,8 @@ def run(
 
 def make_stage_command(name: str) -> Callable[..., None]:
     """The command function of one step."""
+    if name == "score":
+        return score
 
     def command(
         config: ConfigFiles = None,
@@ -57,6 +63,21 @@ def make_stage_command(name: str) -> Callable[..., None]:
 
     command.__doc__ = STAGE_HELP[name]
     return command
+
+
+def score(
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    probe: Probe = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Add the teacher's distributions to completions that have none."""
+    if probe is not None:
+        overrides = [*(overrides or []), f"teacher.signals.probe_rows={probe}"]
+    run_steps("score", load_from_options(config, overrides), None, fresh, dry_run, as_json)
 
 
 def run_steps(
@@ -82,6 +103,9 @@ def run_steps(
     if as_json:
         print_json(result.to_json())
         return
+    for step in result.steps:
+        if "probe" in step.metrics and name in (None, "score"):
+            _print_probe(step.metrics["probe"])
     if result.paths.evaluation_results.exists() and name in (None, "evaluate", "report"):
         _print_gap_table(result.paths.evaluation_results)
     if result.paths.report.exists() and name in (None, "report"):
@@ -96,6 +120,14 @@ def _print_gap_table(path: Path) -> None:
 
     RESULTS.print()
     print_table(build_gap_table(load_results(path)))
+
+
+def _print_probe(probe: dict[str, Any]) -> None:
+    first, second = probe["engines"]
+    RESULTS.print(
+        f"{first} and {second} on {probe['tokens']:,} tokens of {probe['rows']:,} rows: logprobs differ by "
+        f"{probe['mean_abs']:.2e} on average, {probe['p99_abs']:.2e} at p99, {probe['max_abs']:.2e} at most"
+    )
 
 
 def _print_next(loaded: LoadedConfig) -> None:

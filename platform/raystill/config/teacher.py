@@ -113,6 +113,9 @@ class SignalsSection(Section):
         "auto",
         description="generation: with the text. score: teacher forcing afterwards. auto: the engine's best.",
     )
+    probe_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="Rows on which score compares the engine with another one; 0 compares nothing."
+    )
 
 
 class VllmSection(Section):

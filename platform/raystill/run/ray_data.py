@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 def map_items(
-    items: Sequence[Mapping[str, Any]], function: Callable[..., Iterator[pa.Table]], **arguments: Any
+    items: Sequence[Mapping[str, Any]],
+    function: Callable[..., Iterator[pa.Table]],
+    *,
+    num_gpus: int = 0,
+    **arguments: Any,
 ) -> Iterator[pa.Table]:
     """`function(table of one item, **arguments)` for every item, as Ray Data tasks; the tables they yield.
 
-    Tables arrive in any order. Ray must be running. Raises the RaystillError that a task raised.
+    Tables arrive in any order. A task takes one CPU and `num_gpus`.
+    Ray must be running. Raises the RaystillError that a task raised.
     """
     import ray.data
 
@@ -27,7 +32,12 @@ def map_items(
     with _quiet_ray_data(), _original_errors():
         dataset = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items))
         results = dataset.map_batches(
-            function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments, num_cpus=1
+            function,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs=arguments,
+            num_cpus=1,
+            num_gpus=num_gpus,
         )
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raystill.store.store import TeacherStore
 
 _CONFIG_KEYS = (
     "teacher.engine",
@@ -15,6 +22,7 @@ _CONFIG_KEYS = (
     "teacher.signals.kind",
     "teacher.signals.num_draws",
     "teacher.signals.num_logprobs",
+    "teacher.signals.probe_rows",
     "teacher.store.path",
 )
 
@@ -23,7 +31,8 @@ def run_score(context: StageContext) -> StageResult:
     """Score every row of the run whose signal has fewer than `teacher.signals.num_logprobs` entries, or that
     lacks the tier of `teacher.signals.kind`.
 
-    Complete without starting an engine where there is none. Resumes from whatever is committed.
+    With `teacher.signals.probe_rows` two engines are compared on so many rows afterwards. Complete without
+    starting an engine where there is nothing to do. Resumes from whatever is committed.
     """
     from raystill.run.scratch import scratch_directory
     from raystill.store.content import content_digest
@@ -61,11 +70,26 @@ def run_score(context: StageContext) -> StageResult:
             order = WorkOrder(store, tier or ScoreWork(num_logprobs), str(scratch / "deaths"))
             progress = run_shards(shards, blueprint, order, context.events)
             tokens, rejected, rate = progress.tokens, progress.rejected, progress.tokens_per_s
+        probe = _probe(context, store, keys, scratch)
     return StageResult(
         counts={"rows": rows, "scored": rows - rejected, "rejected": rejected, "completion_tokens": tokens},
-        metrics={"tokens_per_s": round(rate, 1)},
+        metrics={"tokens_per_s": round(rate, 1)} | ({} if probe is None else {"probe": probe}),
         content=content_digest(store, ("rows", tier.kind if tier is not None else "scores")),
     )
+
+
+def _probe(
+    context: StageContext, store: TeacherStore, keys: frozenset[str], scratch: Path
+) -> dict[str, Any] | None:
+    num_rows = context.config.teacher.signals.probe_rows
+    if num_rows == 0:
+        return None
+    from raystill.teacher.identify import identify_teacher
+    from raystill.teacher.probe import probe_engines
+
+    probe = probe_engines(identify_teacher(context.config), store, keys, num_rows, scratch)
+    context.events.emit("probe", **probe)
+    return probe
 
 
 def preflight_score(config: Config, paths: RunPaths) -> None:
