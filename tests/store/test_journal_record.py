@@ -1,4 +1,4 @@
-"""Whatever happens to a segment's bytes, every whole answer is found and every flushed one that isn't is named."""
+"""Whatever happens to a segment's bytes, whole answers are found and flushed ones that are lost are named."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from raystill.store.journal_record import (
 )
 from raystill.store.records import Reject, TeacherRow
 
-GROUPS = [[make_row(i, num_tokens=i % 4, num_logprobs=None if i % 3 else 4) for i in range(g, g + 3)] for g in (0, 3, 6)]
+ROWS = [make_row(i, num_tokens=i % 4, num_logprobs=None if i % 3 else 4) for i in range(9)]
+GROUPS = [ROWS[start : start + 3] for start in (0, 3, 6)]
 HEAD = encode_head("teacher")
 GROUP_BYTES = [
     b"".join(map(encode_record, group)) + encode_group([row.key for row in group]) for group in GROUPS
 ]
 RAW = HEAD + b"".join(GROUP_BYTES)
-KEYS = [row.key for group in GROUPS for row in group]
+KEYS = [row.key for row in ROWS]
 
 
 def found(scan: Scan) -> list[str]:
@@ -39,7 +40,7 @@ def test_a_whole_segment_comes_back_bit_by_bit() -> None:
     assert (found(scan), scan.lost, scan.is_damaged, scan.torn_bytes) == (KEYS, (), False, 0)
     assert head_facts(RAW, scan)["teacher_id"] == "teacher"
     rows = [decode_record(frame, RAW) for frame in scan.frames if frame.kind == ROW]
-    for row, original in zip(rows, [row for group in GROUPS for row in group], strict=True):
+    for row, original in zip(rows, ROWS, strict=True):
         assert isinstance(row, TeacherRow) and same_row(row, original)
 
 
