@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from raystill.errors import ConfigError
 from raystill.testing.scripted_answer import answers_messages, schema_instance, scripted_answer
 from raystill.testing.scripted_api import ScriptedApi
 from raystill.testing.scripted_batches import BatchScript
@@ -268,3 +269,13 @@ def test_it_runs_as_a_process_and_keeps_its_port() -> None:
         assert server.url == address
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
         assert [model.id for model in client.models.list()] == ["other"]
+
+
+def test_error_statuses_can_be_scripted_without_a_proxy() -> None:
+    with ScriptedApi(faults=["429=1@1"]) as api:
+        with pytest.raises(openai.RateLimitError) as refused:
+            _client(api).chat.completions.create(model="scripted", messages=_messages("x"))
+        assert refused.value.response.headers["Retry-After"] == "1"
+        assert _client(api).chat.completions.create(model="scripted", messages=_messages("x")).choices
+    with pytest.raises(ConfigError, match="can't do hang"):
+        ScriptedApi(faults=["hang@1"])

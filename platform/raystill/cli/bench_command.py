@@ -13,7 +13,11 @@ from raystill.cli.environment import quiet_libraries
 from raystill.cli.terminal import make_table, print_json, print_table
 from raystill.errors import ConfigError
 
-BENCHES = {"generation": "raystill.bench.generation", "gap": "raystill.bench.gap"}
+BENCHES = {
+    "generation": "raystill.bench.generation",
+    "client": "raystill.bench.client",
+    "gap": "raystill.bench.gap",
+}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Folder that gets NAME.json and NAME.md as well.")

@@ -10,10 +10,14 @@ import argparse
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
+from raystill.errors import ConfigError
+from raystill.testing.fault_bodies import error_body, retry_after
+from raystill.testing.faults import Fault, FaultPlan, parse_fault
 from raystill.testing.scripted_batches import BatchDesk, BatchScript
 from raystill.testing.scripted_chat import (
     Capabilities,
@@ -36,8 +40,21 @@ class ScriptedEndpoint:
         capabilities: Capabilities | None = None,
         latency: Latency | None = None,
         batches: BatchScript | None = None,
+        faults: Sequence[Fault | str] = (),
         seed: int = 0,
     ) -> None:
+        """`faults` are error statuses alone; `FaultProxy` knows every other one.
+
+        Raises ConfigError for a fault that is none, or no status.
+        """
+        parsed = [parse_fault(fault) if isinstance(fault, str) else fault for fault in faults]
+        if unfit := [fault.kind for fault in parsed if not fault.kind.isdigit()]:
+            raise ConfigError(
+                f"the endpoint itself can't do {unfit[0]}",
+                "faults",
+                "put raystill.testing.fault_proxy before it",
+            )
+        self._plan = FaultPlan(parsed, seed)
         self.can = capabilities or Capabilities()
         self.counts = Counts()
         self._latency = latency or Latency()
@@ -93,6 +110,12 @@ class ScriptedEndpoint:
         counts.in_flight += 1
         counts.max_in_flight = max(counts.max_in_flight, counts.in_flight)
         try:
+            fault = self._plan.of_request(counts.requests)
+            if fault is not None:
+                counts.refused += 1
+                headers = retry_after(fault.argument)
+                refusal = json.loads(error_body(fault.kind))
+                return web.json_response(refusal, status=int(fault.kind), headers=headers)
             await asyncio.sleep(self._latency.draw(self._noise))
             return web.json_response(self.complete(body))
         finally:
@@ -136,6 +159,7 @@ def _endpoint(arguments: argparse.Namespace) -> ScriptedEndpoint:
             reasoning_tokens=arguments.reasoning_tokens,
         ),
         latency=Latency(median, sigma, low, high),
+        faults=arguments.fault,
         seed=arguments.seed,
     )
 
@@ -148,6 +172,7 @@ def main() -> None:
     parser.add_argument("--latency", default="0,0,0,60", help="seconds: MEDIAN,SIGMA,LOW,HIGH")
     parser.add_argument("--max-top-logprobs", type=int, default=20)
     parser.add_argument("--reasoning-tokens", type=int, default=0)
+    parser.add_argument("--fault", action="append", default=[], help="STATUS[=RETRY_AFTER][:PROBABILITY]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     serve_forever(_endpoint(arguments).build, arguments.port)
