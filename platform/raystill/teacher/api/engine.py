@@ -145,9 +145,7 @@ class OpenAIEngine:
             if outcome.usage is not None and outcome.usage.cost_usd:
                 wasted.append(outcome)
             if outcome.action == "abort":
-                error = abort_error(outcome, self._settings.where)
-                await self._gate.close(error)
-                raise error
+                raise abort_error(outcome, self._settings.where)
             if outcome.action == "reject" or attempt == self._settings.max_attempts:
                 raise ApiRowError(outcome, attempt, _cost(wasted))
             await asyncio.sleep(outcome.retry_after or 0.0)
@@ -177,6 +175,8 @@ class OpenAIEngine:
                 wait = backoff_seconds(attempt, outcome.retry_after, self._noise)
                 outcome, code = replace(outcome, retry_after=wait), outcome.code
             settlement = self._settle(request, body, outcome, permit)
+            if isinstance(outcome, Failure) and outcome.action == "abort":
+                settlement = replace(settlement, stop=abort_error(outcome, self._settings.where))
         finally:
             await self._gate.release(permit, settlement)
             if settlement.at_risk_usd:

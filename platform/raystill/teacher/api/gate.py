@@ -58,7 +58,8 @@ class Permit:
 class Settlement:
     """How a request ended. `tokens` None: nothing is known, the reservation stands.
 
-    `throttled_seconds` is set where the endpoint said that it was asked too often.
+    `throttled_seconds` is set where the endpoint said that it was asked too often. `stop` closes the gate,
+    before anyone takes the place that becomes free.
     """
 
     tokens: int | None = None
@@ -66,6 +67,7 @@ class Settlement:
     spent_usd: float = 0.0
     at_risk_usd: float = 0.0
     throttled_seconds: float | None = None
+    stop: RaystillError | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class RequestGate:
         """See `Gate`. A permit whose lease has run out is settled already."""
         if self._leases.pop(permit.number, None) is None:
             return
+        if settlement.stop is not None:
+            self._close(settlement.stop)
         now = self._clock()
         if settlement.throttled_seconds is not None:
             self._throttled += 1

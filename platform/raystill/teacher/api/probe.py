@@ -203,10 +203,12 @@ def _has_ids(answer: Answered) -> bool:
 
 
 def _fits(answer: Answered) -> bool:
+    text = answer.choice.message.content or ""
     try:
-        value = json.loads(answer.choice.message.content or "")
+        value = json.loads(text)
     except ValueError:
-        return answer.choice.finish_reason == "length"  # cut: what came can't be judged
+        # Cut short: all that can be said is whether it began as an object does.
+        return answer.choice.finish_reason == "length" and text.lstrip().startswith("{")
     return isinstance(value, dict) and "answer" in value
 
 

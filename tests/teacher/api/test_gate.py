@@ -1,0 +1,147 @@
+"""The gate: who passes when, what it reserves, and how it closes. Real event loop, short real times."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raystill.errors import RemoteError
+from raystill.teacher.api.gate import Ask, GateSettings, Permit, RequestGate, Settlement
+
+
+def settings_of(**changes: Any) -> GateSettings:
+    values = {
+        "max_in_flight": 4, "requests_per_minute": None, "tokens_per_minute": None,
+        "max_cost_usd": None, "max_new_tokens": 10,
+    }  # fmt: skip
+    return GateSettings(**{**values, **changes})
+
+
+async def ask_many(gate: RequestGate, count: int, seconds: float, **settlement: Any) -> float:
+    started = time.monotonic()
+
+    async def one() -> None:
+        permit = await gate.acquire(Ask(5.0, 0.0))
+        await asyncio.sleep(seconds)
+        await gate.release(permit, Settlement(**{"tokens": 10, "completion_tokens": 5, **settlement}))
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return time.monotonic() - started
+
+
+def test_no_more_than_the_limit_are_in_flight_and_no_time_is_lost() -> None:
+    async def run() -> float:
+        return await ask_many(RequestGate(settings_of(max_in_flight=20)), 200, 0.05)
+
+    took = asyncio.run(run())
+    assert 10 * 0.05 <= took < 10 * 0.05 * 3
+
+
+def test_the_request_rate_is_used_to_95_percent_without_polling() -> None:
+    async def run() -> float:
+        return await ask_many(
+            RequestGate(settings_of(requests_per_minute=6000, max_in_flight=50)), 300, 0.001
+        )
+
+    took = asyncio.run(run())
+    ideal = (300 - 100) / 100.0  # a burst of one second passes first
+    assert ideal <= took + 0.05
+    assert took < ideal / 0.95 + 0.5
+
+
+def test_the_token_rate_counts_what_was_used_rather_than_what_was_reserved() -> None:
+    async def run() -> float:
+        gate = RequestGate(settings_of(tokens_per_minute=60_000, max_in_flight=20, max_new_tokens=500))
+        return await ask_many(gate, 250, 0.01)
+
+    # 250 requests of 10 tokens at 1,000 a second, the first second at once; reservations alone would take
+    # 250 * 505 / 1,000 = 126 s.
+    assert asyncio.run(run()) < 8.0
+
+
+def test_retries_pass_before_fresh_requests() -> None:
+    async def run() -> list[str]:
+        gate = RequestGate(settings_of(max_in_flight=1))
+        held = await gate.acquire(Ask(1.0, 0.0))
+        order: list[str] = []
+
+        async def one(name: str, is_retry: bool) -> None:
+            permit = await gate.acquire(Ask(1.0, 0.0, is_retry))
+            order.append(name)
+            await gate.release(permit, Settlement(tokens=1))
+
+        tasks = [asyncio.create_task(one("fresh", False)), asyncio.create_task(one("again", True))]
+        await asyncio.sleep(0)
+        await gate.release(held, Settlement(tokens=1))
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(run()) == ["again", "fresh"]
+
+
+def test_who_is_cancelled_while_waiting_holds_nothing() -> None:
+    async def run() -> int:
+        gate = RequestGate(settings_of(max_in_flight=1))
+        held = await gate.acquire(Ask(1.0, 0.0))
+        waiting = asyncio.create_task(gate.acquire(Ask(1.0, 0.0)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await gate.release(held, Settlement(tokens=0))
+        permit = await asyncio.wait_for(gate.acquire(Ask(1.0, 0.0)), 1.0)
+        await gate.release(permit, Settlement(tokens=0))
+        return (await gate.stats()).in_flight
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_dead_clients_permit_is_taken_back_and_its_money_stays_reserved() -> None:
+    async def run() -> float:
+        gate = RequestGate(settings_of(max_in_flight=1, lease_seconds=0.1))
+        lost = await gate.acquire(Ask(1.0, 0.5))
+        permit = await asyncio.wait_for(gate.acquire(Ask(1.0, 0.1)), 5.0)
+        await gate.release(lost, Settlement(tokens=1, spent_usd=9.0))  # too late: settled already
+        await gate.release(permit, Settlement(tokens=1, spent_usd=0.1))
+        return (await gate.stats()).at_risk_usd
+
+    assert asyncio.run(run()) == 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cap=st.floats(0.01, 2.0),
+    costs=st.lists(st.tuples(st.floats(0.001, 0.5), st.floats(0.0, 1.0)), min_size=1, max_size=30),
+)
+def test_spent_and_reserved_never_exceed_the_cap(cap: float, costs: list[tuple[float, float]]) -> None:
+    async def run() -> float:
+        gate = RequestGate(settings_of(max_cost_usd=cap))
+        spent = 0.0
+
+        async def one(worst: float, share: float) -> None:
+            nonlocal spent
+            permit: Permit = await gate.acquire(Ask(1.0, worst))
+            await asyncio.sleep(0)
+            spent += worst * share
+            assert spent <= cap * (1 + 1e-9)
+            await gate.release(permit, Settlement(tokens=1, spent_usd=worst * share))
+
+        results = await asyncio.gather(*(one(*cost) for cost in costs), return_exceptions=True)
+        assert all(result is None or isinstance(result, RemoteError) for result in results)
+        return spent
+
+    assert asyncio.run(run()) <= cap * (1 + 1e-9)
+
+
+def test_a_used_up_budget_says_what_was_spent_and_how_to_go_on() -> None:
+    async def run() -> None:
+        gate = RequestGate(settings_of(max_cost_usd=1.0, spent_usd=0.9))
+        await gate.acquire(Ask(1.0, 0.2))
+
+    with pytest.raises(RemoteError, match=r"\$0.9000 of \$1.0000 spent") as caught:
+        asyncio.run(run())
+    assert caught.value.exit_code == 5
+    assert "raise teacher.closed.budget.max_cost_usd" in str(caught.value)
