@@ -30,7 +30,8 @@ NUM_MILESTONES = 6
 TRAINED_BYTES = 12  # checkpoint: float32 weight and two float32 moments per trained parameter
 RESIDENT_BYTES = 16  # training: the same and a float32 gradient
 STARTUP_SECONDS: dict[StageName, float] = {
-    "prepare": 1, "generate": 40, "score": 40, "curate": 5, "sft": 20, "distill": 20, "evaluate": 30, "export": 30
+    "prepare": 1, "generate": 40, "score": 40, "curate": 5, "sft": 20, "distill": 20, "evaluate": 30,
+    "export": 30,
 }  # fmt: skip
 FLOPS = {"cpu": 1.5e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
 _ACTIONS: dict[str, Action] = {"complete": "reuse", "started": "resume", "absent": "run", "changed": "refuse"}

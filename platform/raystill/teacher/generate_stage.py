@@ -70,7 +70,7 @@ def run_generate(context: StageContext) -> StageResult:
 
 def _generate_open(context: StageContext) -> StageResult:
     from raystill.run.scratch import scratch_directory
-    from raystill.store.repair import sweep_dead_writers
+    from raystill.store.recover import prepare_store
     from raystill.teacher.identify import engine_notes, identify_teacher
     from raystill.teacher.plan_requests import plan_requests
     from raystill.teacher.preflight import require_open_teacher
@@ -81,7 +81,7 @@ def _generate_open(context: StageContext) -> StageResult:
         context.events.emit("note", message=note)
     resumes = require_open_teacher(context.config).pipeline.resume
     store = open_stage_store(context, teacher.identity, resumes=resumes)
-    sweep_dead_writers(store)
+    prepare_store(store)
     with scratch_directory(context.output) as scratch:
         plan = plan_requests(teacher, store, context.paths.prompt_table, scratch)
         _emit_plan(context, plan)
@@ -115,7 +115,7 @@ def _generate_closed(context: StageContext) -> StageResult:
 
 
 def _import_prepared(context: StageContext) -> StageResult:
-    from raystill.store.repair import sweep_dead_writers
+    from raystill.store.recover import prepare_store
     from raystill.teacher.download import identify_download, import_answers
     from raystill.teacher.preflight import require_open_teacher
 
@@ -125,7 +125,7 @@ def _import_prepared(context: StageContext) -> StageResult:
     download = identify_download(context.config, prepared, context.inputs["prepare"].inputs)
     pipeline = (teacher.closed or require_open_teacher(context.config)).pipeline
     store = open_stage_store(context, download.identity, resumes=pipeline.resume)
-    sweep_dead_writers(store)
+    prepare_store(store)
     plan = import_answers(download, store, context.paths.prompt_table)
     _emit_plan(context, plan)
     return _finish(context, store, plan, {"engine": download.identity.engine, "dataset": prepared.label})

@@ -13,6 +13,7 @@ from raystill.errors import DataError
 from raystill.store.commit import load_commits
 from raystill.store.identity import partition_of, request_key
 from raystill.store.reader import committed_keys, iter_tables, keys_to_score
+from raystill.store.rejects import load_answered
 from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
@@ -22,7 +23,7 @@ from raystill.teacher.preflight import require_open_teacher
 from raystill.teacher.row_order import prefix_order
 from raystill.teacher.row_work import Row
 from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
-from raystill.teacher.shards import Shard, ShardWriter, shard_rows, without_keys
+from raystill.teacher.shards import Shard, ShardWriter, shard_rows
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import iter_prompt_batches
 
@@ -52,7 +53,7 @@ class RequestPlan:
 def plan_requests(
     teacher: KnownTeacher, store: TeacherStore, prompt_table: Path, scratch: Path
 ) -> RequestPlan:
-    """Render every prompt, name its requests, and cut what the store lacks into shards under `scratch`.
+    """Render every prompt, name its requests; what has neither answer nor reject becomes shards in `scratch`.
 
     A training prompt has `teacher.base.num_samples` requests, a held-out one has one. Raises DataError for a
     prompt that the chat template refuses, or that asks for a JSON Schema where the engine knows none.
@@ -73,7 +74,8 @@ def plan_requests(
     for partition, table in writer.iter_partitions():
         requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
         keys[partition] = frozenset(table.column("key").to_pylist())
-        pending[partition] = prefix_order(without_keys(table, committed_keys(store, partition)))
+        is_pending = load_answered(store, partition).is_pending(table.column("key"))
+        pending[partition] = prefix_order(table.filter(is_pending))
     config = teacher.config.teacher
     num_pending = sum(table.num_rows for table in pending.values())
     size = shard_rows(config.store.rows_per_part, num_pending, engine_range(config.vllm)[1])

@@ -36,7 +36,7 @@ def run_score(context: StageContext) -> StageResult:
     """
     from raystill.run.scratch import scratch_directory
     from raystill.store.content import content_digest
-    from raystill.store.repair import sweep_dead_writers
+    from raystill.store.recover import prepare_store
     from raystill.store.requests import load_request_keys
     from raystill.store.store import load_store
     from raystill.teacher.identify import identify_teacher
@@ -48,7 +48,7 @@ def run_score(context: StageContext) -> StageResult:
     config = context.config
     num_logprobs = config.teacher.signals.num_logprobs
     store = load_store(context.paths.store.resolve())
-    sweep_dead_writers(store)
+    prepare_store(store)
     with scratch_directory(context.output) as scratch:
         keys = load_request_keys(context.paths.requests)
         tier = tier_work(config)

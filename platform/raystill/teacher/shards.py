@@ -7,13 +7,12 @@ Parquet file in a scratch directory, so a plan of any length costs no object sto
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystill.store.layout import partition_name
@@ -91,13 +90,6 @@ class ShardWriter:
         pq.write_table(pa.Table.from_pylist(buffer, schema=self._schema), path, compression="zstd")
         self._files[partition].append(path)
         buffer.clear()
-
-
-def without_keys(table: pa.Table, keys: Collection[str]) -> pa.Table:
-    """The rows whose key is not among `keys`."""
-    if not keys:
-        return table
-    return table.filter(pc.invert(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string()))))
 
 
 def shard_rows(rows_per_part: int, num_rows: int, num_engines: int) -> int:

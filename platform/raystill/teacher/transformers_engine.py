@@ -71,7 +71,7 @@ class TransformersEngine:
             ) from error
         self._generations = RowBatcher(self._generate_batch, settings.batch_size)
         self._scores = RowBatcher(self._score_batch, settings.batch_size)
-        self._tiers = RowBatcher(lambda batch: [capture_tier(self._model, one) for one in batch], 1)
+        self._tiers: RowBatcher[TierRequest, TierSignal] = RowBatcher(self._capture_batch, 1)
 
     @property
     def rows_in_flight(self) -> int:
@@ -109,6 +109,9 @@ class TransformersEngine:
         self._tiers.close()
 
     @torch.inference_mode()
+    def _capture_batch(self, requests: list[TierRequest]) -> list[TierSignal]:
+        return [capture_tier(self._model, request) for request in requests]
+
     def _generate_batch(self, requests: list[GenerationRequest]) -> list[Generation]:
         from transformers import GenerationConfig, LogitsProcessorList
 
