@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = ["run", "prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export", "report",
-            "plan", "config", "store", "bench"]  # fmt: skip
+            "plan", "status", "config", "store", "bench"]  # fmt: skip
 PLAIN = {"NO_COLOR": "1", "COLUMNS": "110"}
 GOOD = """
 run: {name: r, dir: RUNS}

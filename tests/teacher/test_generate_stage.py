@@ -19,13 +19,16 @@ import pytest
 
 from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError, EnvironmentFault
+from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths
-from raystill.run.stage import StageOutcome, execute
+from raystill.run.stage import StageContext, StageOutcome, execute
 from raystill.store.reader import committed_keys, iter_tables, load_rows
+from raystill.store.requests import load_requests
 from raystill.store.store import TeacherStore, load_store
 from raystill.store.verify import verify_store
 from raystill.teacher.fake_engine import SECONDS_PER_ROW_VARIABLE
 from raystill.teacher.generate_stage import GENERATE_STAGE
+from raystill.teacher.preview import run_preview
 from raystill.teacher.score_stage import SCORE_STAGE
 
 MakeConfig = Callable[..., Config]
@@ -73,6 +76,42 @@ class TestOnOneRay:
         progress = [event for event in events if event["event"] == "progress"]
         assert progress[-1]["done"] == progress[-1]["total"] == 200
         assert not list(paths.stage_dir("generate").glob(".tmp-*"))
+
+    def test_a_pool_that_grows_makes_every_sample_once(
+        self, make_config: MakeConfig, save_prompt_table: SavePrompts
+    ) -> None:
+        vllm = {"num_engines": [1, 2]}
+        config = make_config(base={"num_samples": 3}, vllm=vllm)
+        paths = save_prompt_table(config, 50)
+        manifest = run_generate(config).manifest
+        assert manifest.counts["requests"] == manifest.counts["done"] == 5 + 45 * 3
+        rows = load_rows(load_store(paths.store))
+        samples = Counter((row.prompt_id, row.sample_index) for row in rows)
+        assert set(samples.values()) == {1}
+        assert Counter(row.sample_index for row in rows) == {0: 50, 1: 45, 2: 45}
+        train = {tuple(row.completion_token_ids) for row in rows if row.prompt_id == "p00001"}
+        assert len(train) == 3
+        held_out = load_requests(paths.requests)
+        assert {request.sample_index for request in held_out if request.split == "eval"} == {0}
+
+    def test_a_preview_stores_real_rows(
+        self, make_config: MakeConfig, save_prompt_table: SavePrompts
+    ) -> None:
+        config = make_config()
+        paths = save_prompt_table(config, 30)
+        with EventLog(paths.run_log, "preview") as events:
+            context = StageContext(config, paths, paths.stage_dir("generate"), {}, events)
+            context.output.mkdir(parents=True)
+            preview = run_preview(context, 4)
+            again = run_preview(context, 4)
+        assert len(preview.samples) == 4
+        assert preview.left.requests == again.left.requests == 26
+        assert (preview.num_reused, again.num_reused) == (0, 4)
+        assert again.samples == preview.samples
+        assert all(sample.completion_tokens > 0 and sample.prompt for sample in preview.samples)
+        assert preview.left.completion_tokens > 0
+        counts = run_generate(config).manifest.counts
+        assert (counts["reused"], counts["done"]) == (4, 30)
 
     def test_added_prompts_are_all_that_is_generated(
         self, make_config: MakeConfig, save_prompt_table: SavePrompts

@@ -23,6 +23,8 @@ from raystill.errors import EnvironmentFault
 from raystill.run.publish import make_directory, publish_file, write_json
 
 _COMPACT_LINES = 20_000
+# A machine that is taken away looks like a death, too: one is no proof against a row that was alone.
+_LEAST_DEATHS = 2
 
 
 @dataclass
@@ -135,7 +137,7 @@ def note_death(blame: Blame, in_flight: list[str], finished: set[str], max_resta
             blame.deaths[key] = max(blame.deaths[key], threshold) if key in in_flight else threshold - 1
     else:
         blame.barren += 1
-    if len(in_flight) == 1 and blame.deaths[in_flight[0]] >= threshold:
+    if len(in_flight) == 1 and blame.deaths[in_flight[0]] >= max(_LEAST_DEATHS, threshold):
         _convict(blame, in_flight[0])
     blame.suspects = [key for key, count in blame.deaths.items() if count >= threshold]
     blame.group = max(1, math.isqrt(len(blame.suspects))) if blame.suspects else 0
