@@ -16,6 +16,7 @@ from raystill.errors import ConfigError
 BENCHES = {
     "generation": "raystill.bench.generation",
     "client": "raystill.bench.client",
+    "columns": "raystill.bench.columns",
     "gap": "raystill.bench.gap",
 }
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
