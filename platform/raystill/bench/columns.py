@@ -1,8 +1,8 @@
 """What a token's top-20 costs from vLLM's flat lists to a committed part, and what Ray's conversion costs.
 
 Ours is what a worker does with an engine's answer: flat lists to numpy, a checked signal, the Arrow table,
-the Parquet part with its digest, checksum and fsyncs. The peer is the conversion alone that `ray.data.llm` runs
-on the dictionaries that vLLM makes for it (and, with flat logprobs, on dictionaries that it makes again): no
+the Parquet part with its digest, checksum and fsyncs. The peer is the conversion alone that `ray.data.llm`
+runs on the dictionaries that vLLM makes for it (with flat logprobs, on dictionaries that it makes again): no
 columns, nothing written. Both run in this process on one thread, in turns; figures are medians of rounds, and
 ratios are the peer's time over ours. Building vLLM's own lists and dictionaries counts on neither side.
 """

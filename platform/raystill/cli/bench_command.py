@@ -14,11 +14,12 @@ from raystill.cli.terminal import make_table, print_json, print_table
 from raystill.errors import ConfigError
 
 BENCHES = {
-    "generation": "raystill.bench.generation",
+    "generate": "raystill.bench.generate",
     "client": "raystill.bench.client",
     "columns": "raystill.bench.columns",
     "gap": "raystill.bench.gap",
 }
+_OLD_NAMES = {"generation": "generate"}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Folder that gets NAME.json and NAME.md as well.")
@@ -34,6 +35,7 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure this machine against a pinned peer, interleaved in one run."""
+    name = _OLD_NAMES.get(name, name)
     if name != "all" and name not in BENCHES:
         raise ConfigError(
             f"there is no benchmark {name}", where="bench", fix=f"one of {', '.join(BENCHES)}, all"
