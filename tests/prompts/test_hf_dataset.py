@@ -82,7 +82,7 @@ def test_cut_arrow_file(tmp_path: Path) -> None:
 
 def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: loaded)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, revision: loaded)
     rows = list(iter_hub_dataset("org/set", "default"))
     assert [row.value for row in rows if isinstance(row, RawRow)] == ROWS
 

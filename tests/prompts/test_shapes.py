@@ -58,6 +58,25 @@ def test_layouts(row: dict[str, Any], settings: dict[str, Any], layout: Layout) 
     assert detect_layout(source(**settings), [RawRow("x", row)]) == layout
 
 
+def test_answers_of_a_prepared_dataset_come_before_references() -> None:
+    asked = {"messages": [USER], "completion": "said", "reference": "right", "task": "exact"}
+    prepared = parse_good(asked, holds_answers=True)
+    assert (prepared.reference, prepared.task) == ("said", "text")
+    said = {"messages": [USER, {"role": "assistant", "content": "yes"}], "reference": "right"}
+    assert parse_good(said, holds_answers=True).reference == "yes"
+    assert parse_good({"instruction": "x", "output": "o"}, holds_answers=True).reference == "o"
+    assert isinstance(parse({"prompt": "x", "reference": "r"}, holds_answers=True), BadRow)
+
+
+def test_a_row_may_ask_for_its_own_sampling() -> None:
+    assert parse_good({"prompt": "x", "sampling": {"temperature": 0.5}}).sampling == {"temperature": 0.5}
+    assert parse_good({"prompt": "x", "sampling": None}).sampling is None
+    bad = parse({"prompt": "x", "sampling": {"top_p": 2}})
+    assert isinstance(bad, BadRow)
+    assert (bad.where, bad.code) == ("x.jsonl:1", "sampling")
+    assert "sampling.top_p is 2" in bad.reason
+
+
 def test_references() -> None:
     answered = {"messages": [USER, {"role": "assistant", "content": "yes"}]}
     assert parse_good(answered).reference == "yes"

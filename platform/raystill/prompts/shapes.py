@@ -200,7 +200,7 @@ def _parse_row(source: Source, source_index: int, layout: Layout, row: RawRow) -
     _check_order([message["role"] for message in messages])
     if source.holds_answers and reference is None:
         raise _RowError("answer", f"the row has no teacher's answer ({', '.join(_ANSWER_COLUMNS)})")
-    for column in _REFERENCE_COLUMNS[layout.shape] if reference is None else ():
+    for column in () if source.holds_answers else _REFERENCE_COLUMNS[layout.shape]:
         if column != layout.column and value.get(column):
             reference = _check_text(value[column], column)
             break
