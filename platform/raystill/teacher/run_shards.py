@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raystill.errors import EnvironmentFault, RaystillError
+from raystill.errors import EnvironmentFault
 from raystill.run.events import EventLog
 from raystill.teacher.build_engine import EngineBlueprint, expected_rows_in_flight
 from raystill.teacher.pool import engine_range
+from raystill.teacher.ray_data import original_errors, ray_data_settings
 from raystill.teacher.row_order import mark_tail
 from raystill.teacher.row_work import WorkOrder
 from raystill.teacher.shards import Shard, shards_to_table
@@ -80,7 +79,7 @@ def run_shards(
     if not shards:
         return progress
     events.emit("engine_starting", engine=blueprint.facts.engine, engines=_shown_range(engines))
-    with _ray_data_settings(), _original_errors(blueprint):
+    with ray_data_settings(), original_errors(_died(blueprint)):
         started: float | None = None
         next_event = 0.0
         for records in _iter_records(mark_tail(shards, capacity), blueprint, order):
@@ -155,65 +154,10 @@ def _emit(events: EventLog, progress: Progress) -> None:
     )
 
 
-@contextmanager
-def _ray_data_settings() -> Iterator[None]:
-    """Ray Data without its own bars and notices, and without its limit on quiet time."""
-    from ray.data import DataContext
-    from ray.data.context import AutoscalingConfig
-
-    context = DataContext.get_current()
-    wanted: dict[str, Any] = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        # An engine may load for an hour, or wait for a node; a hung worker is seen by its own errors.
-        "execution_no_progress_timeout_s": -1,
-        # Every record that a worker yields becomes a block at once: that is the progress bar.
-        "target_max_block_size": 1,
-        "raise_original_map_exception": True,
-        "max_consecutive_actor_init_deaths": 0,
-        # Shards wait in the pool's queue, not in the actors': full hands are the sign to grow.
-        "autoscaling_config": AutoscalingConfig(actor_pool_util_upscaling_threshold=1.0),
-    }
-    before = {name: getattr(context, name) for name in wanted}
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    for name, value in wanted.items():
-        setattr(context, name, value)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            setattr(context, name, value)
-
-
-@contextmanager
-def _original_errors(blueprint: EngineBlueprint) -> Iterator[None]:
-    """Take a worker's error out of Ray's wrappings."""
-    import ray
-
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        original = _find_original(error)
-        if original is not None:
-            raise original from None
-        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
-            raise EnvironmentFault(
-                "a teacher's worker is gone, and Ray could not start it again; what it had committed is kept",
-                where=f"engine {blueprint.facts.engine}",
-                fix="look for out-of-memory kills, and into logs/ray of the run (what the workers printed); "
-                "lower teacher.vllm.max_num_seqs or kv_cache_gib, then run again: only missing rows are made",
-            ) from error
-        raise
-
-
-def _find_original(error: BaseException | None) -> RaystillError | None:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, RaystillError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+def _died(blueprint: EngineBlueprint) -> EnvironmentFault:
+    return EnvironmentFault(
+        "a teacher's worker is gone, and Ray could not start it again; what it had committed is kept",
+        where=f"engine {blueprint.facts.engine}",
+        fix="look for out-of-memory kills, and into logs/ray of the run (what the workers printed); "
+        "lower teacher.vllm.max_num_seqs or kv_cache_gib, then run again: only missing rows are made",
+    )
