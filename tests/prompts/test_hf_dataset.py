@@ -92,7 +92,7 @@ def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         (ValueError("BuilderConfig 'x' not found. Available: ['main']"), ConfigError),
     ):
 
-        def refuse(name: str, subset: str, cause: Exception = cause) -> None:
+        def refuse(name: str, subset: str, revision: str | None, cause: Exception = cause) -> None:
             raise cause
 
         monkeypatch.setattr(datasets, "load_dataset", refuse)
