@@ -132,7 +132,10 @@ def test_a_failed_second_rename_puts_the_old_directory_back(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(OSError, match="Input/output"), publish_directory(tmp_path / "directory") as temporary:
+    with (
+        pytest.raises(EnvironmentFault, match="the disk reports an error"),
+        publish_directory(tmp_path / "directory") as temporary,
+    ):
         (temporary / "new").write_text("x", encoding="utf-8")
     assert names(tmp_path / "directory") == ["a"]
 
