@@ -110,4 +110,6 @@ def _with_margin(value: float, margin: float | None, shape: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} ... ({len(text):,} characters)"
+    """The beginning of a text; what a model writes must not steer the terminal."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[:_EXCERPT])
+    return shown if len(text) <= _EXCERPT else f"{shown} ... ({len(text):,} characters)"
