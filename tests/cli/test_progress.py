@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raystill.cli.progress import TerminalObserver, describe_event, describe_progress
+from raystill.cli.progress import TerminalObserver, describe_event, describe_progress, draw_bar
 from raystill.pipeline import StepResult
 
 FRAME = {"time": 0.0, "stage": "generate"}
@@ -15,6 +15,13 @@ def test_progress_has_rows_rates_and_the_time_left() -> None:
     assert describe_progress(record, elapsed=60.0) == "1,200/4,800 rows, tokens/s 1,234, 3 min 0 s left"
     record |= {"eta_seconds": 5.0, "unit": "steps", "loss": 0.12345}
     assert describe_progress(record, 60.0) == "1,200/4,800 steps, tokens/s 1,234, loss 0.1235, 5.0 s left"
+
+
+def test_the_bar_fills_with_what_is_done() -> None:
+    bars = [draw_bar({"done": done, "total": 8}).plain for done in (0, 3, 8, 9)]
+    assert [bar.count("━") for bar in bars] == [0, 4, 12, 12]
+    assert {len(bar) for bar in bars} == {13}
+    assert draw_bar({"done": 3}).plain == ""
 
 
 def test_any_event_reads_as_a_line() -> None:

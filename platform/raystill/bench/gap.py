@@ -32,33 +32,45 @@ _QUICK = (
 
 
 @dataclass(frozen=True)
+class Controls:
+    """Training alone for as many steps as SFT and KD have together."""
+
+    sft: Interval
+    kd: Interval
+
+
+@dataclass(frozen=True)
 class SeedResult:
-    """What one seed measured: the demo's own table, and the controls' rows."""
+    """What one seed measured: the demo's own table, and the controls where they were run."""
 
     seed: int
     demo: Results
-    sft_longer: Results
-    kd_only: Results
+    controls: Controls | None
 
 
 def run_bench(*, quick: bool = False) -> dict[str, Any]:
-    """Run the demo per seed, and its controls. `quick`: one seed of a few steps, the shape, not the claim."""
+    """Run the demo per seed, and its controls. `quick`: one seed of a few steps and no controls, which shows
+    the shape, not the claim."""
     with tempfile.TemporaryDirectory(prefix="raystill-gap-") as scratch:
         common = [f"run.dir={scratch}", *(_QUICK if quick else ())]
-        seeds = [_run_seed(seed, common) for seed in (SEEDS[:1] if quick else SEEDS)]
+        seeds = [_run_seed(seed, common, quick) for seed in (SEEDS[:1] if quick else SEEDS)]
     rows = [row for seed in seeds for row in _seed_rows(seed)]
     return bench_result("gap", rows + (_pooled_rows(seeds) if len(seeds) > 1 else []))
 
 
-def _run_seed(seed: int, common: Sequence[str]) -> SeedResult:
+def _run_seed(seed: int, common: Sequence[str], quick: bool) -> SeedResult:
     seeded = [*common, f"run.seed={seed}", f"prompts.split_seed={seed}", f"run.name=seed-{seed}"]
     demo, paths = _run(seeded)
-    steps = sum(_steps(paths, stage) for stage in ("sft", "distill"))
-    shared = [*seeded, f"teacher.store.path={paths.store}", "export.verify_prompts=0"]
-    sft_longer, _ = _run(
+    return SeedResult(seed, demo, None if quick else _run_controls(seed, seeded, paths))
+
+
+def _run_controls(seed: int, seeded: Sequence[str], demo: RunPaths) -> Controls:
+    steps = sum(_steps(demo, stage) for stage in ("sft", "distill"))
+    shared = [*seeded, f"teacher.store.path={demo.store}", "export.verify_prompts=0"]
+    sft, _ = _run(
         [*shared, f"run.name=seed-{seed}-sft", f"train.sft.steps={steps}", "train.distillation=null"]
     )
-    kd_only, _ = _run(
+    kd, _ = _run(
         [
             *shared,
             f"run.name=seed-{seed}-kd",
@@ -67,7 +79,7 @@ def _run_seed(seed: int, common: Sequence[str]) -> SeedResult:
             "train.sft=null",
         ]
     )
-    return SeedResult(seed, demo, sft_longer, kd_only)
+    return Controls(_rate(sft, "sft"), _rate(kd, "distill"))
 
 
 def _run(overrides: Sequence[str]) -> tuple[Results, RunPaths]:
@@ -86,19 +98,13 @@ def _seed_rows(result: SeedResult) -> list[BenchRow]:
     rates = {key: _rate(result.demo, key) for key in ("teacher", "untrained", "sft", "distill")}
     gap = result.demo.gap_of("distill", "exact_match")
     closed = gap.estimate.value if gap and gap.estimate else 0.0
-    return [
+    rows = [
         _at_least(case, "teacher exact match", rates["teacher"].value, 0.95),
         _above(f"{case}: SFT only", rates["sft"], rates["untrained"], "untrained"),
         _above(f"{case}: KD", rates["distill"], rates["sft"], "SFT only"),
         _at_least(case, "gap closed by KD", closed, 0.80),
-        _above(f"{case}: KD, control", rates["distill"], _rate(result.sft_longer, "sft"), "SFT, equal steps"),
-        _above(
-            f"{case}: KD alone, control",
-            _rate(result.kd_only, "distill"),
-            _rate(result.sft_longer, "sft"),
-            "SFT, equal steps",
-        ),
     ]
+    return rows + (_control_rows(case, rates["distill"], result.controls) if result.controls else [])
 
 
 def _pooled_rows(seeds: Sequence[SeedResult]) -> list[BenchRow]:
@@ -106,16 +112,24 @@ def _pooled_rows(seeds: Sequence[SeedResult]) -> list[BenchRow]:
     teacher, untrained, sft, kd = (
         _pool([_rate(seed.demo, key) for seed in seeds]) for key in ("teacher", "untrained", "sft", "distill")
     )
-    longer = _pool([_rate(seed.sft_longer, "sft") for seed in seeds])
-    alone = _pool([_rate(seed.kd_only, "distill") for seed in seeds])
     closed = (kd.value - untrained.value) / (teacher.value - untrained.value)
-    return [
+    rows = [
         _at_least(case, "teacher exact match", teacher.value, 0.95),
         _above(f"{case}: SFT only", sft, untrained, "untrained"),
         _above(f"{case}: KD", kd, sft, "SFT only"),
         _at_least(case, "gap closed by KD", closed, 0.80),
-        _above(f"{case}: KD, control", kd, longer, "SFT, equal steps"),
-        _above(f"{case}: KD alone, control", alone, longer, "SFT, equal steps"),
+    ]
+    controls = [seed.controls for seed in seeds if seed.controls is not None]
+    if not controls:
+        return rows
+    pooled = Controls(_pool([found.sft for found in controls]), _pool([found.kd for found in controls]))
+    return rows + _control_rows(case, kd, pooled)
+
+
+def _control_rows(case: str, kd: Interval, controls: Controls) -> list[BenchRow]:
+    return [
+        _above(f"{case}: KD, control", kd, controls.sft, "SFT, equal steps"),
+        _above(f"{case}: KD alone, control", controls.kd, controls.sft, "SFT, equal steps"),
     ]
 
 

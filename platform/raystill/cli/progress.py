@@ -15,6 +15,7 @@ _LINE_EVERY_SECONDS = 30.0
 _SILENT_EVENTS = frozenset({"stage_finished", "stage_failed"})
 _FRAME_FIELDS = frozenset({"time", "stage", "event"})
 _REFRESH_SECONDS = 0.2
+_BAR_CELLS = 12
 
 
 class TerminalObserver:
@@ -65,12 +66,14 @@ class TerminalObserver:
         if now < self._next_line and record.get("done") != record.get("total"):
             return
         self._next_line = now + (_REFRESH_SECONDS if LOG.is_terminal else _LINE_EVERY_SECONDS)
-        line = f"      {describe_progress(record, now - self._started)}"
+        words = describe_progress(record, now - self._started)
         if LOG.is_terminal:
             self._clear()
-            LOG.print(Text(line[: LOG.width - 1], style="cyan"), end="\r")
+            line = Text.assemble("      ", draw_bar(record), (words, "cyan"))
+            line.truncate(LOG.width - 1)
+            LOG.print(line, end="\r")
         else:
-            LOG.print(line)
+            LOG.print(f"      {words}")
 
     def _clear(self) -> None:
         if LOG.is_terminal:
@@ -88,6 +91,15 @@ def describe_event(record: dict[str, Any]) -> str:
     ]
     name = str(record["event"]).replace("_", " ")
     return f"{name}: {', '.join(fields)}" if fields else name
+
+
+def draw_bar(record: dict[str, Any]) -> Text:
+    """A bar of how much is done, and a space; nothing where the total isn't known."""
+    done, total = record.get("done"), record.get("total")
+    if done is None or not total:
+        return Text()
+    full = round(_BAR_CELLS * min(done / total, 1.0))
+    return Text.assemble(("━" * full, "green"), ("─" * (_BAR_CELLS - full), "dim"), " ")
 
 
 def describe_progress(record: dict[str, Any], elapsed: float) -> str:
