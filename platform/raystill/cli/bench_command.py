@@ -17,6 +17,7 @@ BENCHES = {
     "generate": "raystill.bench.generate",
     "client": "raystill.bench.client",
     "columns": "raystill.bench.columns",
+    "resume": "raystill.bench.resume",
     "gap": "raystill.bench.gap",
 }
 _OLD_NAMES = {"generation": "generate"}
