@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raystill.bench.own_process import run_in_own_process
-from raystill.bench.random_teacher import MIDDLE_SHAPE, build_random_teacher
 from raystill.bench.result import BenchRow, bench_result
+from raystill.bench.teachers import Model, place_teacher
 from raystill.errors import EnvironmentFault
 
-Model = Literal["tiny", "60M"]
 VLLM_GOALS: dict[Model, float] = {"tiny": 0.90, "60M": 0.95}
 DICTS_GOAL, LOGPROBS_GOAL = 1.0, 0.88
 RAY_GOALS = {0: 1.2, 20: 3.5}
-_DEMO_TEACHER = Path(__file__).parents[1] / "demo" / "teacher"
 _NUM_LOGPROBS = 20
 _ROUNDS = 3
 
@@ -69,7 +67,8 @@ def run_bench(*, quick: bool = False) -> dict[str, Any]:
     sides, rounds = (QUICK_SIDES, 1) if quick else (SIDES, _ROUNDS)
     rates: dict[Side, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
-        teachers = _teachers(Path(scratch), {side.model for side in sides})
+        models = {side.model for side in sides}
+        teachers = {model: place_teacher(model, Path(scratch) / model) for model in models}
         for round_number in range(rounds):
             for side in sides:
                 place = Path(scratch) / f"{round_number}-{side.model}-{side.form}-{side.width}"
@@ -114,12 +113,3 @@ def measure(side: Side, teacher: Path, num_prompts: int, place: Path) -> float:
         {**quiet, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
     )
     return float(found["tokens_per_s"])
-
-
-def _teachers(scratch: Path, models: set[Model]) -> dict[Model, Path]:
-    teachers: dict[Model, Path] = {"tiny": _DEMO_TEACHER}
-    if not (_DEMO_TEACHER / "config.json").exists():
-        teachers["tiny"] = build_random_teacher(scratch / "tiny")
-    if "60M" in models:
-        teachers["60M"] = build_random_teacher(scratch / "60M", MIDDLE_SHAPE)
-    return teachers

@@ -31,18 +31,6 @@ class RandomTeacherShape:
     initializer_range: float = 0.2
 
 
-# About 60 M parameters, with a vocabulary of a real model's order.
-MIDDLE_SHAPE = RandomTeacherShape(
-    vocab_size=32_000,
-    hidden_size=768,
-    intermediate_size=2304,
-    num_hidden_layers=5,
-    num_attention_heads=12,
-    num_key_value_heads=4,
-    initializer_range=0.15,
-)
-
-
 def build_random_teacher(directory: Path, shape: RandomTeacherShape | None = None, seed: int = 0) -> Path:
     """Write a Qwen2-style checkpoint (safetensors) with a byte-level BPE tokenizer and a chat template.
 

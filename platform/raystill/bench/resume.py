@@ -2,10 +2,10 @@
 
 Every figure is that of a process of its own. A resume is what the stage does with its store before it asks
 anything: recover journals, sweep, refresh the indexes, count, list what is pending; its seconds count from
-the process's start, with interpreter and imports. The store is built by the real writer and is warm in the page
-cache; the first resume after it also writes the indexes. Journals are those of processes that died without
-closing them, in segments of the usual size. Without fsync means the same code in a process whose `os.fsync`
-does nothing.
+the process's start, with interpreter and imports. The store is built by the real writer and is warm in the
+page cache; the first resume after it also writes the indexes. Journals are those of processes that died
+without closing them, in segments of the usual size. Without fsync means the same code in a process whose
+`os.fsync` does nothing.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ BENCHES = {
     "generate": "raystill.bench.generate",
     "client": "raystill.bench.client",
     "columns": "raystill.bench.columns",
+    "storage": "raystill.bench.storage",
     "resume": "raystill.bench.resume",
     "gap": "raystill.bench.gap",
 }
