@@ -152,7 +152,7 @@ def _since_start() -> dict[str, float]:
     return {"seconds": time.time() - psutil.Process().create_time(), "peak_mb": peak_memory_mb()}
 
 
-def _leave_out(descriptor: Any) -> None:
+def _leave_out(fd: Any) -> None:
     """In the place of `os.fsync`."""
 
 
