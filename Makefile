@@ -22,7 +22,7 @@ demo: setup
 	@$(VENV)/raystill run --config configs/demo.yaml
 
 test: setup-dev
-	@$(VENV)/python -m pytest $(PYTEST_ARGS)
+	@$(VENV)/python -m pytest -m "not soak" $(PYTEST_ARGS)
 
 check: setup-dev
 	$(VENV)/ruff format --check .
