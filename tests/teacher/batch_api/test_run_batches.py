@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from raystill.errors import EnvironmentFault, RemoteError
+from raystill.errors import ConfigError, EnvironmentFault, RemoteError
 from raystill.store.reader import iter_tables
 from raystill.store.verify import verify_store
 from raystill.teacher.api.ledger import load_spending
+from raystill.teacher.batch_api.ask import has_live_batches, require_no_live_batches
 from raystill.testing.fault_proxy import FaultProxy
 from raystill.testing.scripted_answer import answers_messages
 from raystill.testing.scripted_api import ScriptedApi
@@ -241,3 +242,13 @@ def test_an_interrupt_leaves_batches_running_and_says_so(make_job: MakeJob) -> N
         # What was paid for is stored, also rows that this run no longer asks for.
         _assert_all_once(job)
         assert api.desk.as_json()["batched_rows"] == 20
+
+
+def test_asking_online_while_a_batch_holds_rows_is_refused(make_job: MakeJob) -> None:
+    with ScriptedApi(batches=BatchScript(rows_per_second=0.1)) as api:
+        job = make_job(api.base_url, 5)
+        killed = _start(job, "batch:after_created:1")
+        assert killed.wait(60) == -signal.SIGKILL
+    assert has_live_batches(job.store)
+    with pytest.raises(ConfigError, match="1 batches with 5 rows"):
+        require_no_live_batches(job.store)
