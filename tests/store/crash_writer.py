@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from store_builder import build_store, make_row, make_signal
 
 from raystill.store.codec import rows_to_table
+from raystill.store.records import Score
 from raystill.store.writer import PartWriter
 
 FAILPOINTS = (
@@ -34,7 +35,7 @@ def child(directory: Path, failpoint: str) -> None:
     os.environ["RAYSTILL_FAILPOINT"] = failpoint
     with PartWriter(store) as writer:
         writer.commit_rows(0, [make_row(i) for i in range(3, 6)])
-        writer.commit_scores(0, [(make_row(i).key, make_signal(i, 6, 4)) for i in range(3)])
+        writer.commit_scores(0, [Score(make_row(i).key, make_signal(i, 6, 4)) for i in range(3)])
     os._exit(0)
 
 

@@ -15,13 +15,15 @@ from raystill.errors import DataError
 from raystill.store.codec import (
     iter_table_rejects,
     iter_table_rows,
+    list_scores,
     list_signals,
     rejects_to_table,
     rows_to_table,
     scores_to_table,
     view_signal,
 )
-from raystill.store.records import ROW_SCHEMA, TeacherRow, TopKSignal
+from raystill.store.digest import score_digest
+from raystill.store.records import ROW_SCHEMA, Score, ScoredIds, TeacherRow, TopKSignal
 from raystill.store.writer import write_parquet
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
@@ -72,10 +74,20 @@ def test_rows_survive_parquet_bit_for_bit(originals: list[TeacherRow]) -> None:
 
 
 def test_scores_and_rejects_survive() -> None:
-    scores = [("a", make_signal(1, 3, 4)), ("b", make_signal(2, 0, 4)), ("c", make_signal(3, 5, 2))]
+    ids = ScoredIds(np.arange(4, dtype=np.int32), np.arange(3, dtype=np.int32))
+    scores = [
+        Score("a", make_signal(1, 3, 4), ids),
+        Score("b", make_signal(2, 0, 4)),
+        Score("c", make_signal(3, 5, 2)),
+    ]
     table = scores_to_table(scores)
     assert table.column("key").to_pylist() == ["a", "b", "c"]
-    assert all(same_signal(s, r) for (_, s), r in zip(scores, list_signals(table), strict=True))
+    found = list_scores(table)
+    assert all(same_signal(s.signal, r.signal) for s, r in zip(scores, found, strict=True))
+    assert [each.ids is None for each in found] == [False, True, True]
+    assert found[0].ids is not None and found[0].ids.prompt_token_ids.tolist() == [0, 1, 2, 3]
+    assert [score_digest(each) for each in found] == [score_digest(each) for each in scores]
+    assert score_digest(scores[0]) != score_digest(Score("a", scores[0].signal))
     rejects = [make_reject(1), make_reject(2)]
     assert list(iter_table_rejects(rejects_to_table(rejects))) == rejects
 
@@ -88,7 +100,7 @@ def test_a_lone_surrogate_is_refused_and_shown() -> None:
 
 
 def test_lists_that_do_not_fit_their_row_are_refused() -> None:
-    table = scores_to_table([("a", make_signal(1, 3, 4))])
+    table = scores_to_table([Score("a", make_signal(1, 3, 4))])
     index = table.schema.get_field_index("num_logprobs")
     with pytest.raises(DataError, match="3 x 5"):
         list_signals(table.set_column(index, "num_logprobs", [[5]]))

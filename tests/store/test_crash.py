@@ -14,6 +14,7 @@ from store_builder import build_store, commit_all, make_reject, make_row, make_s
 
 from raystill.store.content import content_digest
 from raystill.store.reader import committed_keys, iter_rows, keys_to_score, load_rows
+from raystill.store.records import Score
 from raystill.store.repair import sweep_dead_writers
 from raystill.store.store import load_store
 from raystill.store.verify import list_uncommitted, verify_store
@@ -63,7 +64,9 @@ def test_what_a_crash_leaves_is_whole_and_can_be_finished(
         pending = keys_to_score(store, 0, 4)
         assert pending in (set(), {row.key for row in ROWS[:3]})
         with PartWriter(store) as writer:
-            scores = [(row.key, make_signal(i, 6, 4)) for i, row in enumerate(ROWS[:3]) if row.key in pending]
+            scores = [
+                Score(row.key, make_signal(i, 6, 4)) for i, row in enumerate(ROWS[:3]) if row.key in pending
+            ]
             if scores:
                 writer.commit_scores(0, scores)
         assert content_digest(store) == content_digest(finished)

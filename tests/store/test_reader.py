@@ -33,7 +33,7 @@ from raystill.store.reader import (
     load_rows,
     unscored_keys,
 )
-from raystill.store.records import TeacherRow
+from raystill.store.records import Score, TeacherRow
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.verify import verify_store
 from raystill.store.writer import PartWriter
@@ -115,7 +115,7 @@ def test_scores_join_their_rows_and_the_wider_signal_counts(tmp_path: Path) -> N
     with PartWriter(store) as writer:
         for partition, group in by_partition(originals, 2).items():
             for width in (3, 6):  # an older, narrower score loses
-                signals = [(row.key, make_signal(originals.index(row), 5, width)) for row in group]
+                signals = [Score(row.key, make_signal(originals.index(row), 5, width)) for row in group]
                 writer.commit_scores(partition, signals)
     assert [keys_to_score(store, p, 6) for p in range(2)] == [set(), set()]
     assert set().union(*(keys_to_score(store, p, 7) for p in range(2))) == set().union(*pending.values())
@@ -134,19 +134,19 @@ def test_a_row_that_the_score_stage_rejected_is_left_out_until_it_is_scored(tmp_
         assert unscored_keys(store, 0) == {originals[1].key}
         with pytest.raises(DataError, match="1 stored rows have no teacher signal"):
             load_rows(store, with_signal=True)  # the third: generated at the second attempt, not yet scored
-        writer.commit_scores(0, [(originals[2].key, make_signal(3, 6, 4))])
+        writer.commit_scores(0, [Score(originals[2].key, make_signal(3, 6, 4))])
         assert {row.prompt_id for row in load_rows(store, with_signal=True)} == {
             "prompt-00001",
             "prompt-00003",
         }
         assert len(load_rows(store)) == 3
-        writer.commit_scores(0, [(originals[1].key, make_signal(2, 6, 4))])
+        writer.commit_scores(0, [Score(originals[1].key, make_signal(2, 6, 4))])
     assert unscored_keys(store, 0) == set()
     assert len(load_rows(store, with_signal=True)) == 3
 
 
 def test_a_row_without_tokens_needs_no_score(tmp_path: Path) -> None:
-    rows = [make_row(1), make_row(2, num_tokens=0, num_logprobs=None)]
+    rows = [make_row(1), replace(make_row(2, num_tokens=0, num_logprobs=None), completion="")]
     store = build_store(tmp_path / "store", rows, num_partitions=1)
     assert keys_to_score(store, 0, 4) == set()
     found = {row.prompt_id: row.signal for row in iter_rows(store, with_signal=True)}
@@ -162,7 +162,7 @@ def test_a_score_of_another_completion_is_refused(tmp_path: Path) -> None:
     row = make_row(1, num_tokens=30, num_logprobs=None)
     store = build_store(tmp_path / "store", [row], num_partitions=1)
     with PartWriter(store) as writer:
-        writer.commit_scores(0, [(row.key, make_signal(2, 30, 4))])
+        writer.commit_scores(0, [Score(row.key, make_signal(2, 30, 4))])
     with pytest.raises(DataError, match="own logprob"):
         load_rows(store, with_signal=True)
     assert not verify_store(store.path).ok

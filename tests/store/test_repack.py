@@ -14,6 +14,7 @@ from raystill.store.commit import compute_spent_usd, load_commits
 from raystill.store.content import content_digest
 from raystill.store.diff import diff_stores
 from raystill.store.reader import iter_tables, load_rows, read_part
+from raystill.store.records import Score
 from raystill.store.rejects import load_rejects
 from raystill.store.repack import repack_store
 from raystill.store.store import TeacherStore, load_store
@@ -31,7 +32,7 @@ def messy_store(path: Path) -> TeacherStore:
             writer.commit_rows(partition, [replace(row, completion="too late") for row in rows[:4]])
             for width in (4, 6, 6):
                 writer.commit_scores(
-                    partition, [(row.key, make_signal(ROWS.index(row), 3, width)) for row in rows[:5]]
+                    partition, [Score(row.key, make_signal(ROWS.index(row), 3, width)) for row in rows[:5]]
                 )
             mine = [make_reject(i) for i in range(40, 60) if make_row(i).key in keys_of(store, partition, i)]
             for code in ("context", "timeout"):

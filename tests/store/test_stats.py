@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from store_builder import IDENTITY, build_store, make_reject, make_row, make_signal
 
+from raystill.store.records import Score
 from raystill.store.stats import MASS_EDGES, compute_stats
 from raystill.store.store import open_store
 from raystill.store.writer import PartWriter
@@ -20,7 +21,7 @@ def test_counts_agree_with_the_rows(tmp_path: Path) -> None:
     rows += [make_row(i, num_tokens=3, num_logprobs=None) for i in range(12, 15)]
     store = build_store(tmp_path / "store", rows, num_partitions=1)
     with PartWriter(store) as writer:
-        writer.commit_scores(0, [(rows[12].key, make_signal(12, 3, 8))])
+        writer.commit_scores(0, [Score(rows[12].key, make_signal(12, 3, 8))])
         writer.commit_rows(0, rows[:2])  # a race's duplicates
         writer.commit_rejects(0, [make_reject(0), make_reject(100), make_reject(101)])
         writer.commit_rejects(0, [make_reject(12, "score"), make_reject(13, "score")])

@@ -25,7 +25,7 @@ from raystill.store.commit_record import save_commit
 from raystill.store.content import content_digest
 from raystill.store.keys import pack_keys
 from raystill.store.reader import committed_keys, load_rows
-from raystill.store.records import TeacherRow
+from raystill.store.records import Score, TeacherRow
 from raystill.store.repair import quarantine_damaged
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.verify import verify_store
@@ -50,7 +50,7 @@ def test_a_whole_store_verifies_and_is_not_touched(store: TeacherStore, rows: li
     with PartWriter(store) as writer:
         for partition, group in by_partition(rows, 2).items():
             writer.commit_rejects(partition, [make_reject(rows.index(group[0]))])
-            writer.commit_scores(partition, [(group[0].key, make_signal(rows.index(group[0]), 6, 8))])
+            writer.commit_scores(partition, [Score(group[0].key, make_signal(rows.index(group[0]), 6, 8))])
     before = snapshot(store.path)
     report = verify_store(store.path)
     assert snapshot(store.path) == before
@@ -149,7 +149,9 @@ def test_scores_of_a_lost_row_go_with_it(store: TeacherStore, rows: list[Teacher
     groups = by_partition(rows, 2)
     with PartWriter(store) as writer:
         for partition, group in groups.items():
-            writer.commit_scores(partition, [(row.key, make_signal(rows.index(row), 6, 8)) for row in group])
+            writer.commit_scores(
+                partition, [Score(row.key, make_signal(rows.index(row), 6, 8)) for row in group]
+            )
     load_commits(store, 0, "rows")[0].part_path(store).unlink()
     quarantine_damaged(store, verify_store(store.path))
     assert committed_keys(store, 0, "scores") == set()
@@ -160,7 +162,7 @@ def test_scores_of_a_lost_row_go_with_it(store: TeacherStore, rows: list[Teacher
 def test_strays_and_leftovers_are_counted_but_are_no_damage(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store", IDENTITY, 1)
     with PartWriter(store) as writer:
-        writer.commit_scores(0, [(make_row(1).key, make_signal(1, 6, 4))])
+        writer.commit_scores(0, [Score(make_row(1).key, make_signal(1, 6, 4))])
         orphan = writer.commit_rows(0, [make_row(2)])
         orphan.path(store).unlink()
     (store.layout.commits(0) / ".tmp-x-rows.json").write_text(json.dumps({}), encoding="utf-8")

@@ -27,7 +27,7 @@ from raystill.run.publish import sha256_file
 from raystill.store.commit import load_commits
 from raystill.store.content import content_digest
 from raystill.store.reader import committed_keys, iter_rows, load_rows
-from raystill.store.records import TopKSignal
+from raystill.store.records import Score, TopKSignal
 from raystill.store.store import open_store
 from raystill.store.verify import list_uncommitted, verify_store
 from raystill.store.writer import PartWriter
@@ -123,10 +123,12 @@ def test_scores_are_checked_against_the_completion_where_it_is_given(tmp_path: P
     with PartWriter(store) as writer:
         with pytest.raises(DataError, match="own logprob"):
             writer.commit_scores(
-                0, [(row.key, foreign)], completion_token_ids={row.key: row.completion_token_ids}
+                0, [Score(row.key, foreign)], completion_token_ids={row.key: row.completion_token_ids}
             )
         writer.commit_scores(
-            0, [(row.key, make_signal(1, 20, 4))], completion_token_ids={row.key: row.completion_token_ids}
+            0,
+            [Score(row.key, make_signal(1, 20, 4))],
+            completion_token_ids={row.key: row.completion_token_ids},
         )
     assert same_row(load_rows(store, with_signal=True)[0], make_row(1, num_tokens=20))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from math import isclose
 
 from raystill.config.curate_contradictions import find_curation_problems
-from raystill.config.engine import resolve_engine
+from raystill.config.engine import resolve_engine, resolve_open_engine
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_contradictions import find_tier_contradictions
 from raystill.config.storage_contradictions import find_object_storage
@@ -51,7 +51,7 @@ def _teacher_choice(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("teacher.engine", "teacher.closed"),
             "set teacher.closed.model.name, or another engine",
         )
-    elif teacher.engine not in ("auto", "openai") and teacher.closed is not None:
+    elif teacher.engine not in ("auto", "openai") and teacher.closed is not None and teacher.open is None:
         yield Problem(
             f"teacher.engine is {teacher.engine}, which runs open weights, and teacher.closed is given",
             loaded.where("teacher.engine", "teacher.closed"),
@@ -66,7 +66,7 @@ def _teacher_choice(loaded: LoadedConfig) -> Iterator[Problem]:
 
 
 def _engine_keys(loaded: LoadedConfig) -> Iterator[Problem]:
-    engine = resolve_engine(loaded.config)
+    engine = resolve_open_engine(loaded.config)
     picked = f"teacher.engine is {loaded.config.teacher.engine}"
     if loaded.config.teacher.engine == "auto":
         picked += f", which is {engine} on this machine"
@@ -88,8 +88,9 @@ def _engine_keys(loaded: LoadedConfig) -> Iterator[Problem]:
                 "set it to left, or padding: false to run rows one by one",
             )
     # With `auto` the block acts wherever vLLM is installed, so one file serves both kinds of machine.
-    scores = loaded.config.teacher.closed is not None and loaded.config.teacher.open is not None
-    idle = loaded.config.teacher.engine in ("transformers", "openai") and not scores
+    teachers = loaded.config.teacher
+    scores = teachers.closed is not None and teachers.open is not None
+    idle = teachers.engine == "transformers" or (teachers.engine == "openai" and not scores)
     if idle and loaded.is_changed(_VLLM_ONLY):
         yield Problem(
             f"`{_VLLM_ONLY}` has no effect: {picked}",

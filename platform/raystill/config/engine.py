@@ -11,11 +11,15 @@ EngineName = Literal["vllm", "transformers", "openai", "fake"]
 
 
 def resolve_engine(config: Config) -> EngineName:
-    """The engine that `config` uses here; `auto` is openai for a closed teacher, vLLM where it is installed,
-    else transformers. Looks for the package without importing it.
+    """The engine that answers prompts here: openai for a closed teacher, else `resolve_open_engine`."""
+    return "openai" if config.teacher.closed is not None else resolve_open_engine(config)
+
+
+def resolve_open_engine(config: Config) -> EngineName:
+    """The engine that runs `teacher.open` here, to answer or, beside a closed teacher, to score.
+
+    `auto` is vLLM where it is installed, else transformers. Looks for the package without importing it.
     """
-    if config.teacher.engine != "auto":
+    if config.teacher.engine not in ("auto", "openai"):
         return config.teacher.engine
-    if config.teacher.closed is not None:
-        return "openai"
     return "transformers" if find_spec("vllm") is None else "vllm"

@@ -163,7 +163,8 @@ class TeacherSection(Section):
 
     engine: Literal["auto", "vllm", "transformers", "openai", "fake"] = Field(
         "auto",
-        description="auto: vllm where it is installed, else transformers; openai for a closed teacher.",
+        description="auto: vllm where it is installed, else transformers; openai for a closed teacher, which "
+        "answers beside any engine: that one then runs `open` to score.",
     )
     base: TeacherBase = Field(default_factory=TeacherBase)
     open: OpenTeacher | None = Field(None, description="A teacher with open weights.")

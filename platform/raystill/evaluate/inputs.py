@@ -14,6 +14,7 @@ from raystill.store.identity import StoreIdentity
 from raystill.store.reader import iter_rows
 from raystill.store.records import TeacherRow
 from raystill.store.requests import load_request_keys
+from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore, load_store
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import load_prompts
@@ -22,12 +23,14 @@ from raystill.text.prompt_table import load_prompts
 @dataclass(frozen=True)
 class HeldOut:
     """`rows[i]` answers `prompts[i]`; `num_without_output` prompts have no answer, or none that the teacher
-    could score, and are left out."""
+    could score, and are left out. `identity` is who answered; the rows' ids are of the tokenizer with
+    `tokenizer_sha256`."""
 
     prompts: list[Prompt]
     rows: list[TeacherRow]
     num_without_output: int
     identity: StoreIdentity
+    tokenizer_sha256: str
 
 
 def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
@@ -48,11 +51,12 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.id.encode("utf-8")).digest())
         prompts = by_hash[: config.evaluation.max_samples]
     store = load_store(paths.store)
+    with_signal = config.teacher.signals.num_logprobs > 0
     answers = _load_answers(
         store,
         load_request_keys(paths.requests, "eval"),
         {prompt.id for prompt in prompts},
-        with_signal=config.teacher.signals.num_logprobs > 0,
+        with_signal=with_signal,
     )
     answered = [prompt for prompt in prompts if prompt.id in answers]
     return HeldOut(
@@ -60,6 +64,7 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         rows=[answers[prompt.id] for prompt in answered],
         num_without_output=len(prompts) - len(answered),
         identity=store.identity,
+        tokenizer_sha256=(signal_identity(store) if with_signal else store.identity).tokenizer_sha256,
     )
 
 

@@ -61,7 +61,7 @@ def _measure_all(context: StageContext, held_out: HeldOut) -> list[ModelOutputs]
     from raystill.evaluate.models import count_stored_parameters, list_contestants
 
     config = context.config
-    model = config.teacher.open.model if config.teacher.open else None
+    model = config.teacher.open.model if config.teacher.open and not config.teacher.closed else None
     outputs = [
         teacher_outputs(
             held_out.prompts,
@@ -81,7 +81,7 @@ def _measure_all(context: StageContext, held_out: HeldOut) -> list[ModelOutputs]
             contestant,
             held_out.prompts,
             held_out.rows,
-            tokenizer_sha256=held_out.identity.tokenizer_sha256,
+            tokenizer_sha256=held_out.tokenizer_sha256,
             batch_size=config.evaluation.batch_size,
             device=config.device.type,
         )

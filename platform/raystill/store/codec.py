@@ -23,6 +23,8 @@ from raystill.store.records import (
     SCORE_SCHEMA,
     SIGNAL_FIELDS,
     Reject,
+    Score,
+    ScoredIds,
     TeacherRow,
     TopKSignal,
 )
@@ -50,10 +52,13 @@ def rows_to_table(rows: Sequence[TeacherRow]) -> pa.Table:
     return pa.table([columns[field.name] for field in ROW_SCHEMA], schema=ROW_SCHEMA)
 
 
-def scores_to_table(scores: Sequence[tuple[str, TopKSignal]]) -> pa.Table:
-    """(key, signal) pairs as a table of SCORE_SCHEMA."""
-    columns = {"key": pa.array([key for key, _ in scores], pa.string())}
-    columns |= _signal_columns([signal for _, signal in scores])
+def scores_to_table(scores: Sequence[Score]) -> pa.Table:
+    """Scores as a table of SCORE_SCHEMA."""
+    columns = {"key": pa.array([score.key for score in scores], pa.string())}
+    for name in ("prompt_token_ids", "completion_token_ids"):
+        ids = [None if score.ids is None else getattr(score.ids, name) for score in scores]
+        columns[name] = lists_column(ids, np.int32)
+    columns |= _signal_columns([score.signal for score in scores])
     return pa.table([columns[field.name] for field in SCORE_SCHEMA], schema=SCORE_SCHEMA)
 
 
@@ -114,6 +119,18 @@ def list_signals(table: pa.Table) -> list[TopKSignal | None]:
         else:
             signals.append(TopKSignal(ids.reshape(T, K), logprobs.reshape(T, K), sampled_T, tail_T))
     return signals
+
+
+def list_scores(table: pa.Table) -> list[Score]:
+    """The scores of a table of SCORE_SCHEMA. Views, not copies; raises like `list_signals`."""
+    keys = table.column("key").to_pylist()
+    has_ids = table.column("completion_token_ids").is_valid().to_pylist()
+    prompts, completions = list_arrays(table, "prompt_token_ids"), list_arrays(table, "completion_token_ids")
+    return [
+        Score(key, signal, ScoredIds(prompts[index], completions[index]) if has_ids[index] else None)
+        for index, (key, signal) in enumerate(zip(keys, list_signals(table), strict=True))
+        if signal is not None
+    ]
 
 
 def list_arrays(table: pa.Table, name: str) -> list[Array]:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from raystill.store.codec import iter_table_rejects, iter_table_rows, list_signals
+from raystill.store.codec import iter_table_rejects, iter_table_rows, list_scores
 from raystill.store.commit import kept_rows, load_commits
 from raystill.store.commit_record import DIGEST_MODULUS
 from raystill.store.digest import reject_digest, row_digest, score_digest
@@ -51,5 +51,4 @@ def compute_digest_sum(kind: Kind, table: pa.Table) -> int:
         return sum(tier_digest(key, signal) for key, signal in tiers)
     if kind == "rejects":
         return sum(map(reject_digest, iter_table_rejects(table)))
-    scores = zip(table.column("key").to_pylist(), list_signals(table), strict=True)
-    return sum(score_digest(key, signal) for key, signal in scores if signal is not None)
+    return sum(map(score_digest, list_scores(table)))

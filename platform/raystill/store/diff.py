@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raystill.store.codec import iter_table_rows, list_signals
+from raystill.store.codec import iter_table_rows, list_scores
 from raystill.store.commit import load_commits
 from raystill.store.commit_record import CommitRecord
 from raystill.store.digest import row_digest, score_digest
@@ -126,6 +126,4 @@ def _digests(
         if kind == "rows":
             yield from ((row.key, row_digest(row)) for row in iter_table_rows(table))
         else:
-            for key, signal in zip(table.column("key").to_pylist(), list_signals(table), strict=True):
-                if signal is not None:
-                    yield key, score_digest(key, signal)
+            yield from ((score.key, score_digest(score)) for score in list_scores(table))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from raystill.store.records import Reject, TeacherRow, TopKSignal
+from raystill.store.records import Reject, Score, TeacherRow, TopKSignal
 
 _length = struct.Struct("<q").pack
 _NOTHING = _length(-1)
@@ -28,9 +28,13 @@ def row_digest(row: TeacherRow) -> int:
     return _digest(pieces + _signal(row.signal))
 
 
-def score_digest(key: str, signal: TopKSignal) -> int:
+def score_digest(score: Score) -> int:
     """A 256-bit digest of one score."""
-    return _digest(_texts((key,)) + _signal(signal))
+    pieces = _texts((score.key,)) + _signal(score.signal)
+    if score.ids is not None:
+        pieces += _array(score.ids.prompt_token_ids, "<i4")
+        pieces += _array(score.ids.completion_token_ids, "<i4")
+    return _digest(pieces)
 
 
 def reject_digest(reject: Reject) -> int:

@@ -2,6 +2,7 @@
 
     <store>/
       store.json                                     format, identity, number of partitions; written first
+      scorer.json                                    who scores, where that isn't the teacher itself
       partitions/p0003/part-<stem>.parquet           rows (text, ids, and signals captured with generation)
       scores/p0003/part-<stem>.parquet               signals written by the score stage, by key
       sampled/ and hidden/, alike                    its other tiers: draws, and hidden states
@@ -55,6 +56,10 @@ class StoreLayout:
     @property
     def store_json(self) -> Path:
         return self.root / "store.json"
+
+    @property
+    def scorer_json(self) -> Path:
+        return self.root / "scorer.json"
 
     @property
     def writers(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from raystill.store.codec import (
     empty_signal,
     iter_table_rows,
     list_arrays,
+    list_scores,
     list_signals,
     view_signal,
 )
@@ -33,6 +35,8 @@ from raystill.store.records import (
     ROW_SCHEMA,
     SCORE_SCHEMA,
     Int32Array,
+    Score,
+    ScoredIds,
     TeacherRow,
     TopKSignal,
 )
@@ -65,14 +69,19 @@ def stored_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> Key
 def keys_to_score(store: TeacherStore, partition: int, num_logprobs: int) -> set[str]:
     """Keys of stored rows whose best signal has fewer than `num_logprobs` logprobs, or that have none.
 
-    Rows without completion tokens have nothing to score.
+    Rows that are known as text alone are to be scored too; empty completions have nothing to score.
     """
     columns = ("key", "num_logprobs", "num_completion_tokens")
     pending: set[str] = set()
+    without_ids: set[str] = set()
     for table in iter_tables(store, columns=columns, partitions=(partition,)):
         for key, width, tokens in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
-            if tokens and (width is None or width < num_logprobs):
-                pending.add(key)
+            if width is None or width < num_logprobs:
+                (pending if tokens else without_ids).add(key)
+    if without_ids:
+        texts = ("key", "completion", "tool_calls")
+        for table in iter_tables(store, columns=texts, keys=without_ids, partitions=(partition,)):
+            pending.update(row["key"] for row in table.to_pylist() if row["completion"] or row["tool_calls"])
     for commit in load_commits(store, partition, "scores"):
         if commit.num_logprobs is not None and commit.num_logprobs >= num_logprobs:
             check_present(store, commit)
@@ -136,7 +145,8 @@ def iter_rows(
     """Stored rows, one partition's scores in memory at a time. Arrays are read-only views.
 
     With `with_signal` every row has one: its own or the score stage's, whichever holds more logprobs, cut to
-    `num_logprobs` (the dropped mass joins the tail); rows that the score stage rejected are left out. Raises
+    `num_logprobs` (the dropped mass joins the tail); its ids are those that the signal belongs to, which are
+    the scorer's where the row was text; rows that the score stage rejected are left out. Raises
     DataError for a missing or damaged part, for rows that are still to be scored, and where more logprobs
     are asked for than are stored.
     """
@@ -145,13 +155,15 @@ def iter_rows(
         scores = _load_scores(store, partition) if with_signal else {}
         unscored = unscored_keys(store, partition) if with_signal else set()
         for table in iter_tables(store, columns=columns, keys=keys, partitions=(partition,)):
-            signals = None
             if unscored:
                 names = pa.array(sorted(unscored), pa.string())
                 table = table.filter(pc.invert(pc.is_in(table.column("key"), names)))
-            if with_signal:
-                signals = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
-            yield from iter_table_rows(table, signals)
+            if not with_signal:
+                yield from iter_table_rows(table)
+                continue
+            signals, ids = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
+            for row in iter_table_rows(table, signals):
+                yield replace(row, **vars(ids[row.key])) if row.key in ids else row
 
 
 def load_rows(
@@ -229,30 +241,35 @@ def _present_commits(store: TeacherStore, partition: int, kind: Kind) -> list[Co
     return commits
 
 
-def _load_scores(store: TeacherStore, partition: int) -> dict[str, TopKSignal]:
+def _load_scores(store: TeacherStore, partition: int) -> dict[str, Score]:
     return {
-        key: signal
+        score.key: score
         for table in iter_tables(store, kind="scores", partitions=(partition,))
-        for key, signal in zip(table.column("key").to_pylist(), list_signals(table), strict=True)
-        if signal is not None
+        for score in list_scores(table)
     }
 
 
 def _table_signals(
-    table: pa.Table, scores: dict[str, TopKSignal], num_logprobs: int | None, usual_width: int
-) -> list[TopKSignal]:
+    table: pa.Table, scores: dict[str, Score], num_logprobs: int | None, usual_width: int
+) -> tuple[list[TopKSignal], dict[str, ScoredIds]]:
     """One signal per row: its own or the score stage's, whichever is wider, cut to `num_logprobs`.
 
-    A row without completion tokens needs none and gets an empty one.
+    And by key the ids that signals of other tokens than the row's belong to. An empty completion needs no
+    signal and gets an empty one.
     """
     keys, signals = table.column("key").to_pylist(), list_signals(table)
+    is_empty = _is_empty(table)
     scored: list[tuple[str, TopKSignal, Int32Array | None]] = []
+    scored_ids: dict[str, ScoredIds] = {}
     for index, ids in enumerate(list_arrays(table, "completion_token_ids")):
         score, own = scores.get(keys[index]), signals[index]
-        if score is not None and (own is None or score.num_logprobs > own.num_logprobs):
-            signals[index] = score
-            scored.append((keys[index], score, ids))
-        elif own is None and len(ids) == 0:
+        if score is not None and (own is None or score.signal.num_logprobs > own.num_logprobs):
+            signals[index] = score.signal
+            if score.ids is not None:
+                scored_ids[score.key] = score.ids
+                ids = score.ids.completion_token_ids
+            scored.append((score.key, score.signal, ids))
+        elif own is None and is_empty[index]:
             signals[index] = empty_signal(usual_width if num_logprobs is None else num_logprobs)
     check_sampled(scored)  # a score of another completion under the same key is refused
     present = [signal for signal in signals if signal is not None]
@@ -264,5 +281,13 @@ def _table_signals(
             fix="set teacher.signals.num_logprobs and run raystill score",
         )
     if num_logprobs is None:
-        return present
-    return [view_signal(signal, num_logprobs) for signal in present]
+        return present, scored_ids
+    return [view_signal(signal, num_logprobs) for signal in present], scored_ids
+
+
+def _is_empty(table: pa.Table) -> list[bool]:
+    """Which completions have neither tokens nor text nor calls."""
+    columns = (
+        table.column(name).to_pylist() for name in ("num_completion_tokens", "completion", "tool_calls")
+    )
+    return [not any(facts) for facts in zip(*columns, strict=True)]

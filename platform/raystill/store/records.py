@@ -56,6 +56,23 @@ class TopKSignal:
 
 
 @dataclass(frozen=True)
+class ScoredIds:
+    """The scorer's own tokens of a row that is known as text, or in another teacher's tokens."""
+
+    prompt_token_ids: Int32Array
+    completion_token_ids: Int32Array
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the score stage says of one row. `ids` None: the signal belongs to the row's own tokens."""
+
+    key: str
+    signal: TopKSignal
+    ids: ScoredIds | None = None
+
+
+@dataclass(frozen=True)
 class TeacherRow:
     """One teacher output. `key` is the request key; `prompt_id` names the row of the prompt table.
 
@@ -134,7 +151,15 @@ SIGNAL_FIELDS: list[pa.Field] = [
 ]
 
 ROW_SCHEMA = pa.schema([*ROW_FIELDS, *SIGNAL_FIELDS])
-SCORE_SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), *SIGNAL_FIELDS])
+# The ids are null where a score belongs to the row's own tokens.
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt_token_ids", pa.list_(pa.int32())),
+        pa.field("completion_token_ids", pa.list_(pa.int32())),
+        *SIGNAL_FIELDS,
+    ]
+)
 REJECT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

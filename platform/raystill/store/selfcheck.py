@@ -6,13 +6,13 @@ are not sorted with their logprobs, another row's signal. Shape letters: T compl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from raystill.errors import DataError
-from raystill.store.records import Int32Array, TeacherRow, TopKSignal
+from raystill.store.records import Int32Array, Score, TeacherRow, TopKSignal
 
 BoolArray = npt.NDArray[np.bool_]
 KeyedSignal = tuple[str, TopKSignal, Int32Array | None]
@@ -28,6 +28,20 @@ _MASS_TOLERANCE = 1e-2
 def check_rows(rows: Sequence[TeacherRow]) -> None:
     """Raises DataError naming the key and position of the first signal that contradicts its row."""
     check_signals([(row.key, row.signal, row.completion_token_ids) for row in rows if row.signal is not None])
+
+
+def check_scores(scores: Sequence[Score], completion_token_ids: Mapping[str, Int32Array]) -> None:
+    """Check scores against their own ids, or against the rows' `completion_token_ids` by key, where known."""
+    check_signals(
+        [
+            (
+                score.key,
+                score.signal,
+                completion_token_ids.get(score.key) if score.ids is None else score.ids.completion_token_ids,
+            )
+            for score in scores
+        ]
+    )
 
 
 def check_sampled(signals: Sequence[KeyedSignal]) -> None:

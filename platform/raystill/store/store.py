@@ -108,18 +108,25 @@ def _create(layout: StoreLayout, identity: StoreIdentity, num_partitions: int) -
         "identity": identity.model_dump(mode="json"),
         "teacher_id": identity.teacher_id,
     }
-    # Linked rather than renamed into place: of two processes that create the store, the first one decides.
-    scratch = layout.root / f"store.{os.getpid()}.{time.monotonic_ns()}.json"
+    publish_first(layout.store_json, facts)
+
+
+def publish_first(path: Path, facts: dict[str, Any]) -> None:
+    """Publish `facts` as JSON at `path`, unless there is something already.
+
+    Linked rather than renamed into place: of two processes that do it at once, the first one decides.
+    """
+    scratch = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}.json")
     try:
         with publish_file(scratch) as temporary:
             temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         try:
-            os.link(scratch, layout.store_json)
+            os.link(scratch, path)
         except FileExistsError:
             return
         except OSError:  # a filesystem without hard links: the last of two creators wins
-            os.replace(scratch, layout.store_json)
-        fsync_path(layout.root)
+            os.replace(scratch, path)
+        fsync_path(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 

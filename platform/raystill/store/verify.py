@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raystill.errors import DataError
 from raystill.run.publish import TEMPORARY_PREFIX
-from raystill.store.codec import iter_table_rejects, iter_table_rows, list_signals
+from raystill.store.codec import iter_table_rejects, iter_table_rows, list_scores
 from raystill.store.commit import live_commits
 from raystill.store.commit_record import DIGEST_MODULUS, CommitRecord, list_commit_paths, load_commit
 from raystill.store.digest import reject_digest, row_digest, score_digest
@@ -19,7 +19,7 @@ from raystill.store.keys import pack_column
 from raystill.store.layout import KINDS, kind_and_stem
 from raystill.store.reader import read_part
 from raystill.store.records import Int32Array
-from raystill.store.selfcheck import check_rows, check_signals
+from raystill.store.selfcheck import check_rows, check_scores
 from raystill.store.store import TeacherStore, load_store
 from raystill.store.tier_codec import check_tier, list_tier_signals, num_positions, tier_digest
 
@@ -154,11 +154,12 @@ def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int3
         check_tier(tiers, tokens)
         return sum(tier_digest(*each) for each in tiers), sum(num_positions(signal) for _, signal in tiers)
     if commit.kind == "scores":
-        scores = [(k, s) for k, s in zip(commit.keys, list_signals(table), strict=True) if s is not None]
-        check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
-        if {signal.num_logprobs for _, signal in scores} != {commit.num_logprobs}:
+        scores = list_scores(table)
+        check_scores(scores, tokens)
+        if {score.signal.num_logprobs for score in scores} != {commit.num_logprobs}:
             raise DataError(f"the signals are not of width {commit.num_logprobs}")
-        return sum(score_digest(*score) for score in scores), sum(len(s.sampled_logprob_T) for _, s in scores)
+        num_tokens = sum(len(score.signal.sampled_logprob_T) for score in scores)
+        return sum(map(score_digest, scores)), num_tokens
     rows = list(iter_table_rows(table))
     check_rows(rows)
     for row in rows:

@@ -28,8 +28,8 @@ from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.identity import partition_of
 from raystill.store.keys import pack_keys
 from raystill.store.layout import Kind, part_stem
-from raystill.store.records import Int32Array, Reject, TeacherRow, TopKSignal
-from raystill.store.selfcheck import check_rows, check_signals
+from raystill.store.records import Int32Array, Reject, Score, TeacherRow
+from raystill.store.selfcheck import check_rows, check_scores
 from raystill.store.store import TeacherStore
 from raystill.store.tier_codec import check_tier, num_positions, tier_digest, tier_to_table
 from raystill.store.tier_records import TIER_PLANES, TierKind, TierSignal
@@ -110,28 +110,27 @@ class PartWriter:
     def commit_scores(
         self,
         partition: int,
-        scores: Sequence[tuple[str, TopKSignal]],
+        scores: Sequence[Score],
         *,
         completion_token_ids: Mapping[str, Int32Array] | None = None,
     ) -> CommitRecord:
         """Check, write and commit signals for rows that are stored already.
 
-        All have the same number of logprobs. With `completion_token_ids` by key, the sampled token is checked
-        too. Raises like `commit_rows`.
+        All have the same number of logprobs. The sampled token is checked too: against a score's own ids, or
+        the rows' `completion_token_ids` by key. Raises like `commit_rows`.
         """
-        widths = {signal.num_logprobs for _, signal in scores}
+        widths = {score.signal.num_logprobs for score in scores}
         if len(widths) > 1:
             raise DataError(f"one part holds signals of one width, not of {sorted(widths)}")
-        tokens = completion_token_ids or {}
-        check_signals([(key, signal, tokens.get(key)) for key, signal in scores])
+        check_scores(scores, completion_token_ids or {})
         return self._commit(
             "scores",
             partition,
-            [key for key, _ in scores],
+            [score.key for score in scores],
             scores_to_table(scores),
             Facts(
-                digest_sum=sum(score_digest(key, signal) for key, signal in scores),
-                num_tokens=sum(len(signal.sampled_logprob_T) for _, signal in scores),
+                digest_sum=sum(map(score_digest, scores)),
+                num_tokens=sum(len(score.signal.sampled_logprob_T) for score in scores),
                 num_logprobs=next(iter(widths), None),
             ),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raystill.config.engine import resolve_engine
+from raystill.config.engine import resolve_open_engine
 from raystill.config.schema import Config
 from raystill.errors import ConfigError
 from raystill.store.identity import StoreIdentity
@@ -52,7 +52,7 @@ def identify_teacher(config: Config) -> KnownTeacher:
     vocabulary.
     """
     teacher = require_open_teacher(config)
-    facts = preflight(config, resolve_engine(config))
+    facts = preflight(config, resolve_open_engine(config))
     files = facts.files
     chat = load_chat_format(
         str(files.directory),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.store.commit import load_commits
 from raystill.store.identity import partition_of, request_key
-from raystill.store.reader import committed_keys, iter_tables, keys_to_score
+from raystill.store.reader import committed_keys, iter_tables
 from raystill.store.rejects import load_answered
 from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
@@ -81,28 +80,6 @@ def plan_requests(
     size = shard_rows(config.store.rows_per_part, num_pending, engine_range(config.vllm)[1])
     shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
     return RequestPlan(tuple(requests), keys, tuple(shards), len(requests) - num_pending, has_schemas)
-
-
-def plan_scores(config: Config, store: TeacherStore, keys: Set[str], scratch: Path) -> tuple[Shard, ...]:
-    """Cut the rows of `keys` whose signals are narrower than is configured into shards under `scratch`."""
-    num_logprobs = config.teacher.signals.num_logprobs
-    writer = ShardWriter(scratch, "score")
-    columns = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids")
-    num_rows = 0
-    for partition in range(store.num_partitions):
-        wanted = keys_to_score(store, partition, num_logprobs) & keys
-        if not wanted:
-            continue
-        for table in iter_tables(store, columns=columns, keys=wanted, partitions=(partition,)):
-            for row in table.to_pylist():
-                writer.add(partition, row)
-            num_rows += table.num_rows
-    size = shard_rows(config.teacher.store.rows_per_part, num_rows, engine_range(config.teacher.vllm)[1])
-    return tuple(
-        shard
-        for partition, table in writer.iter_partitions()
-        for shard in writer.cut(partition, prefix_order(table), size)
-    )
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,10 @@ def require_open_teacher(config: Config) -> OpenTeacher:
     """`teacher.open`. Raises ConfigError where there is none."""
     if config.teacher.open is None:
         raise ConfigError(
-            "generation needs a teacher with open weights",
+            "there is no teacher with open weights, and nobody else could generate or score here",
             where="teacher.open",
-            fix="set teacher.open.model.name; teachers behind an API are not supported yet",
+            fix="set teacher.open.model.name; to train on a closed teacher's text alone, set "
+            "teacher.signals.num_logprobs: 0",
         )
     return config.teacher.open
 

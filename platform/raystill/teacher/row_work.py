@@ -13,7 +13,15 @@ import pyarrow as pa
 
 from raystill.store.identity import row_seed
 from raystill.store.layout import Kind
-from raystill.store.records import Int32Array, Reject, RejectStage, TeacherRow, TopKSignal
+from raystill.store.records import (
+    Int32Array,
+    Reject,
+    RejectStage,
+    Score,
+    ScoredIds,
+    TeacherRow,
+    TopKSignal,
+)
 from raystill.store.store import TeacherStore
 from raystill.store.tier_records import TierSignal
 from raystill.store.writer import PartWriter
@@ -61,6 +69,8 @@ WORK_SCHEMAS: dict[str, pa.Schema] = {
             pa.field("prompt_id", pa.string()),
             pa.field("prompt_token_ids", _IDS),
             pa.field("completion_token_ids", _IDS),
+            # Whether these are the scorer's own tokens, which are stored with the score.
+            pa.field("is_tokenised", pa.bool_()),
         ]
     ),
 }
@@ -270,11 +280,15 @@ class ScoreWork:
 
     def commit(self, writer: PartWriter, partition: int, answers: Sequence[Answer]) -> None:
         """Commit signals, checked against their tokens."""
-        scores: list[tuple[str, TopKSignal]] = []
+        scores: list[Score] = []
+        tokens: dict[str, Int32Array] = {}
         for answer in answers:
+            row = answer.row
             assert isinstance(answer.result, TopKSignal)
-            scores.append((answer.row["key"], answer.result))
-        tokens = {answer.row["key"]: _ids(answer.row["completion_token_ids"]) for answer in answers}
+            prompt, completion = _ids(row["prompt_token_ids"]), _ids(row["completion_token_ids"])
+            ids = ScoredIds(prompt, completion) if row["is_tokenised"] else None
+            scores.append(Score(row["key"], answer.result, ids))
+            tokens[row["key"]] = completion
         writer.commit_scores(partition, scores, completion_token_ids=tokens)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from raystill.config.schema import Config
@@ -29,7 +30,7 @@ _CONFIG_KEYS = (
 
 def run_score(context: StageContext) -> StageResult:
     """Score every row of the run whose signal has fewer than `teacher.signals.num_logprobs` entries, or that
-    lacks the tier of `teacher.signals.kind`.
+    lacks the tier of `teacher.signals.kind`. Rows that are text to this teacher are tokenised for it.
 
     With `teacher.signals.probe_rows` two engines are compared on so many rows afterwards. Complete without
     starting an engine where there is nothing to do. Resumes from whatever is committed.
@@ -40,7 +41,7 @@ def run_score(context: StageContext) -> StageResult:
     from raystill.store.requests import load_request_keys
     from raystill.store.store import load_store
     from raystill.teacher.identify import identify_teacher
-    from raystill.teacher.plan_requests import plan_scores
+    from raystill.teacher.plan_scores import ScorePlan, plan_scores
     from raystill.teacher.row_work import ScoreWork, WorkOrder
     from raystill.teacher.run_shards import run_shards
     from raystill.teacher.tier_work import plan_tier, tier_blueprint, tier_work
@@ -48,31 +49,39 @@ def run_score(context: StageContext) -> StageResult:
     config = context.config
     num_logprobs = config.teacher.signals.num_logprobs
     store = load_store(context.paths.store.resolve())
+    identify = cache(lambda: identify_teacher(config))
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
         keys = load_request_keys(context.paths.requests)
         tier = tier_work(config)
         if tier is not None:
-            shards = plan_tier(config, store, tier, keys, scratch)
+            plan = ScorePlan(plan_tier(config, store, tier, keys, scratch))
         else:
-            shards = plan_scores(config, store, keys, scratch) if num_logprobs else ()
-        rows = sum(shard.num_rows for shard in shards)
-        context.events.emit("scores_planned", rows=rows, shards=len(shards))
-        tokens = rejected = 0
-        rate = 0.0
-        if shards:
-            teacher = identify_teacher(config)
+            plan = plan_scores(config, store, keys, scratch, identify) if num_logprobs else ScorePlan()
+        rows, rejected = plan.num_rows + plan.rejected, plan.rejected
+        context.events.emit(
+            "scores_planned", rows=rows, shards=len(plan.shards), tokenised=plan.tokenised, rejected=rejected
+        )
+        tokens, rate = 0, 0.0
+        if plan.shards:
+            teacher = identify()
             blueprint = (
                 teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
                 if tier is None
                 else tier_blueprint(teacher)
             )
             order = WorkOrder(store, tier or ScoreWork(num_logprobs), str(scratch / "deaths"))
-            progress = run_shards(shards, blueprint, order, context.events)
-            tokens, rejected, rate = progress.tokens, progress.rejected, progress.tokens_per_s
+            progress = run_shards(plan.shards, blueprint, order, context.events)
+            tokens, rejected, rate = progress.tokens, rejected + progress.rejected, progress.tokens_per_s
         probe = _probe(context, store, keys, scratch)
     return StageResult(
-        counts={"rows": rows, "scored": rows - rejected, "rejected": rejected, "completion_tokens": tokens},
+        counts={
+            "rows": rows,
+            "scored": rows - rejected,
+            "rejected": rejected,
+            "tokenised": plan.tokenised,
+            "completion_tokens": tokens,
+        },
         metrics={"tokens_per_s": round(rate, 1)} | ({} if probe is None else {"probe": probe}),
         content=content_digest(store, ("rows", tier.kind if tier is not None else "scores")),
     )
@@ -94,11 +103,13 @@ def _probe(
 
 def preflight_score(config: Config, paths: RunPaths) -> None:
     """What can be known to be wrong before Ray and an engine start."""
-    from raystill.config.engine import resolve_engine
+    from raystill.config.engine import resolve_open_engine
     from raystill.teacher.preflight import preflight
     from raystill.teacher.tier_work import tier_work
 
-    preflight(config, "transformers" if tier_work(config) is not None else resolve_engine(config))
+    if config.teacher.open is None and config.teacher.closed is not None:
+        return  # the endpoint's own logprobs may be all that is wanted: the stage itself finds out
+    preflight(config, "transformers" if tier_work(config) is not None else resolve_open_engine(config))
 
 
 def _inputs(config: Config) -> tuple[StageName, ...]:

@@ -13,6 +13,7 @@ from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.store.reader import load_rows, unscored_keys
 from raystill.store.records import Int32Array, TeacherRow, TopKSignal
+from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import (
@@ -50,12 +51,15 @@ class TokenMatch:
 
 
 def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, needs_signal: bool) -> TokenMatch:
-    """Compare the student's tokenizer with the one that the store was written with.
+    """Compare the student's tokenizer with the one that the store was written with, or, where the KD term
+    needs the stored logprobs, with their scorer's.
 
     Equal ids with extra entries on one side (a padded vocabulary) are accepted. Raises DataError if the KD
     term needs the stored logprobs and the ids mean different things.
     """
-    identity = store.identity
+    identity = signal_identity(store) if needs_signal else store.identity
+    if not identity.tokenizer_sha256 and not needs_signal:  # all rows are text
+        return TokenMatch(same_ids=False, same_template=False)
     template = chat_template_sha256(chat.tokenizer) or ""
     same_template = template == identity.chat_template_sha256
     if tokenizer_sha256(chat.tokenizer) == identity.tokenizer_sha256:
@@ -64,10 +68,11 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
     if config.teacher.open is not None:
         model = config.teacher.open.model
         teacher = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-        comparison = compare_tokenizers(teacher, chat.tokenizer)
-        if comparison.compatible:
-            return TokenMatch(same_ids=True, same_template=same_template)
-        why = comparison.describe()
+        if tokenizer_sha256(teacher) == identity.tokenizer_sha256:
+            comparison = compare_tokenizers(teacher, chat.tokenizer)
+            if comparison.compatible:
+                return TokenMatch(same_ids=True, same_template=same_template)
+            why = comparison.describe()
     if needs_signal:
         raise DataError(
             f"the teacher's logprobs can't teach this student: their tokenizers differ ({why})",
@@ -181,10 +186,12 @@ class RowEncoder:
 
     def _token_ids(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
         """Prompt and completion in the student's tokens, as the student's own template renders them."""
-        if redacted is None and self._match.same_ids and self._match.same_template:
+        is_text = len(row.completion_token_ids) == 0 and row.signal is None and bool(row.completion)
+        has_ids = self._match.same_ids and not is_text
+        if redacted is None and has_ids and self._match.same_template:
             return row.prompt_token_ids, row.completion_token_ids
         messages = json.loads(row.messages)
-        if redacted is None and self._match.same_ids:
+        if redacted is None and has_ids:
             prompt_ids = np.array(self._chat.render_prompt_ids(messages), dtype=np.int32)
             self.counts["rows_prompt_rendered_again"] += 1
             return prompt_ids, row.completion_token_ids
