@@ -15,6 +15,7 @@ from raystill.store.reader import load_rows, unscored_keys
 from raystill.store.records import Int32Array, TeacherRow, TopKSignal
 from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore
+from raystill.text.answer_ids import encode_answer
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import (
     chat_template_sha256,
@@ -186,7 +187,8 @@ class RowEncoder:
 
     def _token_ids(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
         """Prompt and completion in the student's tokens, as the student's own template renders them."""
-        is_text = len(row.completion_token_ids) == 0 and row.signal is None and bool(row.completion)
+        is_text = len(row.completion_token_ids) == 0 and row.signal is None
+        is_text = is_text and bool(row.completion or row.tool_calls)
         has_ids = self._match.same_ids and not is_text
         if redacted is None and has_ids and self._match.same_template:
             return row.prompt_token_ids, row.completion_token_ids
@@ -196,6 +198,8 @@ class RowEncoder:
             self.counts["rows_prompt_rendered_again"] += 1
             return prompt_ids, row.completion_token_ids
         self.counts["rows_tokenised_again" if redacted is None else "rows_redacted"] += 1
+        if redacted is None and row.tool_calls is not None:
+            return self._spell_calls(row, messages)
         text = row.completion if redacted is None else redacted
         input_ids, loss_mask = self._chat.training_example(messages, text)
         prompt_length = len(loss_mask) - sum(loss_mask)
@@ -203,6 +207,15 @@ class RowEncoder:
         stop = len(input_ids) if row.finish_reason == _COMPLETE else len(input_ids) - 1
         token_ids = np.array(input_ids[:stop], dtype=np.int32)
         return token_ids[:prompt_length], token_ids[prompt_length:]
+
+    def _spell_calls(self, row: TeacherRow, messages: list[dict[str, str]]) -> tuple[Int32Array, Int32Array]:
+        """A tool call in the student's own spelling; empty where its template has none."""
+        try:
+            ids = encode_answer(self._chat, messages, row.completion, row.tool_calls, row.finish_reason)
+        except DataError:
+            self.counts["rows_calls_not_written"] += 1
+            ids = [], []
+        return np.array(ids[0], np.int32), np.array(ids[1], np.int32)
 
     def _check_ids(self, token_ids: Int32Array, row: TeacherRow) -> None:
         largest = int(token_ids.max())

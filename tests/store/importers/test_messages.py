@@ -87,3 +87,25 @@ def test_files_that_are_no_such_thing_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="can't be read"):
             load(tmp_path, "messages", tmp_path / name)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_trace_is_one_answer_per_turn_of_the_assistant(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    trace = [
+        QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "15"},
+        ANSWER,
+        {"role": "user", "content": "and 1 more?"},
+        {"role": "assistant", "content": "16"},
+    ]
+    lines = write_lines(tmp_path / "rows.jsonl", {"messages": trace, "id": "t", "split": "eval"})
+    store, counts = load(tmp_path, "messages", lines)
+    assert (counts.num_read, counts.num_added) == (3, 3)
+    rows = {row.prompt_id: row for row in load_rows(store)}
+    assert {name: len(json.loads(row.messages)) for name, row in rows.items()} == {"t#1": 1, "t#3": 3, "t": 5}
+    assert [rows[name].flags for name in ("t#1", "t#3", "t")] == [("earlier_turn",), ("earlier_turn",), ()]
+    assert json.loads(rows["t#1"].tool_calls or "") == [call] and rows["t#3"].completion == "15"
+    assert {row.split for row in rows.values()} == {"eval"}
+    pending = [key for part in range(store.num_partitions) for key in keys_to_score(store, part, 4)]
+    assert len(pending) == 3

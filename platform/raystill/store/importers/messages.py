@@ -2,6 +2,10 @@
 
 A row has `messages` that end with the assistant's answer, or `prompt` and `completion` as TRL spells them,
 each a conversation or text. `id`, `split`, `source` are kept where there are any.
+
+A conversation of several turns, such as a trace of tool calls, is one answer per turn of the assistant: each
+after everything that stands before it, flagged `earlier_turn` but for the last. Only `messages` are split,
+and a turn without text and calls is none. Calls get no ids here: `score` spells them as its model does.
 """
 
 from __future__ import annotations
@@ -26,10 +30,13 @@ _SPLITS = ("train", "eval")
 
 
 def iter_messages(paths: Sequence[Path], chat: ChatFormat | None) -> Iterator[ImportedAnswer | BadAnswer]:
-    """One answer per row. Without a tokenizer only text is stored."""
+    """One answer per turn of the assistant. Without a tokenizer only text is stored."""
 
     def read(record: Record, where: str) -> Iterator[ImportedAnswer]:
-        yield _read_row(record, where, chat)
+        last = _read_row(record, where, chat)
+        has_turns = record.get("messages") is not None
+        # All before any: a row is bad as a whole, or not.
+        yield from [*(_earlier_turns(record, where, chat) if has_turns else ()), last]
 
     return iter_answers(paths, read)
 
@@ -46,6 +53,8 @@ def _read_row(record: Record, where: str, chat: ChatFormat | None) -> ImportedAn
         completion_token_ids=(
             _ids(record, "completion_token_ids")
             if chat is None
+            else no_ids()
+            if calls
             else completion_ids(chat, completion, finish_reason)
         ),
         finish_reason=finish_reason,
@@ -54,6 +63,31 @@ def _read_row(record: Record, where: str, chat: ChatFormat | None) -> ImportedAn
         sample_index=int_of(record, "sample_index"),
         **provenance(record),
     )
+
+
+def _earlier_turns(record: Record, where: str, chat: ChatFormat | None) -> Iterator[ImportedAnswer]:
+    """The assistant's turns before the last one; the facts of the row belong to the last."""
+    messages = read_messages(record["messages"])
+    facts = provenance(record)
+    for index, message in enumerate(messages[:-1]):
+        has_answer = message.get("content") or message.get("tool_calls")
+        if index == 0 or message["role"] != "assistant" or not has_answer:
+            continue
+        completion, calls, reasoning = answer_text(message)
+        prompt = messages[:index]
+        yield ImportedAnswer(
+            where=where,
+            messages=prompt,
+            completion=completion,
+            prompt_token_ids=no_ids() if chat is None else prompt_ids(chat, prompt),
+            completion_token_ids=(
+                no_ids() if chat is None or calls else completion_ids(chat, completion, "stop")
+            ),
+            tool_calls=calls,
+            reasoning=reasoning,
+            flags=("earlier_turn",),
+            **facts | {"prompt_id": facts["prompt_id"] and f"{facts['prompt_id']}#{index}"},
+        )
 
 
 def provenance(record: Record) -> dict[str, Any]:
