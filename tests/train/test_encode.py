@@ -11,8 +11,10 @@ import torch
 
 from raystill.errors import DataError
 from raystill.store.identity import partition_of
-from raystill.store.records import Reject
-from raystill.store.store import load_store
+from raystill.store.reader import load_rows
+from raystill.store.records import Reject, Score, ScoredIds
+from raystill.store.scorer import record_scorer
+from raystill.store.store import load_store, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.train.batches import collate
@@ -208,3 +210,28 @@ def test_prompts_are_held_out_whole_and_by_seed(empty_world: Any) -> None:
     off = settings(empty_world, train={"distillation": {"evaluation_strategy": "no"}})
     assert choose_held_out(ids, off) == frozenset()
     assert choose_held_out(["only"], settings(empty_world)) == frozenset()
+
+
+def test_text_that_was_scored_trains_on_the_scorers_ids(
+    empty_world: Any, rows: Any, store_writer: Any
+) -> None:
+    """A closed teacher answered in text, an open one scored: KD takes the scorer's tokens, SFT the text."""
+    none = np.zeros(0, np.int32)
+    store = store_writer(empty_world.root / "store", empty_world.chat, rows[:6])
+    scored = {row.key: row for row in load_rows(store, with_signal=True)}
+    text = [replace(row, prompt_token_ids=none, completion_token_ids=none, signal=None) for row in rows[:6]]
+    identity = store.identity.model_copy(update={"tokenizer_sha256": "", "chat_template_sha256": ""})
+    closed = open_store(empty_world.root / "closed", identity, 1)
+    record_scorer(closed, store.identity)
+    with PartWriter(closed) as writer:
+        writer.commit_rows(0, text)
+        ids = {key: ScoredIds(row.prompt_token_ids, row.completion_token_ids) for key, row in scored.items()}
+        writer.commit_scores(0, [Score(key, row.signal, ids[key]) for key, row in scored.items()])
+    assert match_tokenizers(empty_world.config(), closed, empty_world.chat, True) == SAME
+    assert not match_tokenizers(empty_world.config(), closed, empty_world.chat, False).same_ids
+    make = encoder(empty_world)
+    for row in load_rows(closed, with_signal=True):
+        example = make.encode(row)
+        assert example is not None and example.signal is not None
+        own = scored[row.key]
+        assert example.token_ids.tolist() == [*own.prompt_token_ids, *own.completion_token_ids]
