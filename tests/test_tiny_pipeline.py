@@ -142,7 +142,8 @@ def test_a_plan_of_a_finished_run_reuses_everything(finished: tuple[Path, dict[s
 def test_a_terminated_generation_goes_on_where_it_was(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     command = [sys.executable, "-m", "raystill.cli.main", "generate", "--config", str(config),
-               "--set", "teacher.engine=fake"]  # fmt: skip
+               "--set", "teacher.engine=fake",
+               "--set", "teacher.open.pipeline.batch_size=8"]  # fmt: skip
     assert raystill("prepare", "--config", str(config), "--set", "teacher.engine=fake").returncode == 0
     slow = ENVIRONMENT | {"RAYSTILL_FAKE_SECONDS_PER_ROW": "3"}
     paths = RunPaths.from_config(load_config([config]).config)

@@ -36,9 +36,9 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["store", "import", "csv", "x", "--store", "s", "--teacher", "t"], 2, "openai-batch, distillkit"),
         (["store", "import", "openai-batch", "x", "--store", "s", "--teacher", "t"], 2, "--input"),
-        (["store", "import", "messages", "missing.jsonl", "--store", "s", "--teacher", "t"], 3, "can't be read"),
-        (["store", "import", "messages", "x", "--store", "s", "--teacher", "t", "--codec", "y"], 2, "--codec"),
-        (["store", "import", "messages", "x", "--store", "s", "--teacher", "t", "--split", "y"], 2, "--split"),
+        (["store", "import", "messages", "no.jsonl", "--store", "s", "--teacher", "t"], 3, "can't be read"),
+        (["store", "import", "messages", "x", "--store", "s", "--teacher=t", "--codec=y"], 2, "--codec"),
+        (["store", "import", "messages", "x", "--store", "s", "--teacher=t", "--split=y"], 2, "--split"),
         (["store", "export", "parquet", "x", "--store", "s"], 2, "distillkit, axolotl"),
         (["store", "export", "jsonl", "x", "--store", "missing"], 3, "no teacher store"),
     ],

@@ -20,6 +20,7 @@ def resolve_open_engine(config: Config) -> EngineName:
 
     `auto` is vLLM where it is installed, else transformers. Looks for the package without importing it.
     """
-    if config.teacher.engine not in ("auto", "openai"):
-        return config.teacher.engine
-    return "transformers" if find_spec("vllm") is None else "vllm"
+    engine = config.teacher.engine
+    if engine == "auto" or engine == "openai":
+        return "transformers" if find_spec("vllm") is None else "vllm"
+    return engine

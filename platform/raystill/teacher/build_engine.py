@@ -43,7 +43,7 @@ def expected_rows_in_flight(blueprint: EngineBlueprint) -> int:
         return rows_in_flight(blueprint.config, blueprint.facts, scoring=blueprint.scoring)
     if blueprint.facts.engine == "transformers":
         return 2 * _transformers_batch_size(blueprint)
-    return FAKE_ROWS_IN_FLIGHT
+    return _fake_rows_in_flight(blueprint)
 
 
 def _transformers_batch_size(blueprint: EngineBlueprint) -> int:
@@ -68,9 +68,18 @@ def build_engine(blueprint: EngineBlueprint) -> TeacherEngine:
     raise ConfigError(f"the engine {facts.engine!r} is not supported yet", where="teacher.engine")
 
 
+def _fake_rows_in_flight(blueprint: EngineBlueprint) -> int:
+    return require_open_teacher(blueprint.config).pipeline.batch_size or FAKE_ROWS_IN_FLIGHT
+
+
 def _build_fake(blueprint: EngineBlueprint) -> TeacherEngine:
     facts = blueprint.facts
-    return FakeEngine(facts.files.vocab_size, facts.context_length, blueprint.stop_token_ids)
+    return FakeEngine(
+        facts.files.vocab_size,
+        facts.context_length,
+        blueprint.stop_token_ids,
+        rows_in_flight=_fake_rows_in_flight(blueprint),
+    )
 
 
 def _build_vllm(blueprint: EngineBlueprint) -> TeacherEngine:

@@ -31,7 +31,15 @@ _LOG_2 = math.log(2.0)
 class FakeEngine:
     """`TeacherEngine` without a model. V is `vocab_size`; rows end with a stop token or at their limit."""
 
-    def __init__(self, vocab_size: int, context_length: int, stop_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        stop_token_ids: tuple[int, ...],
+        *,
+        rows_in_flight: int = FAKE_ROWS_IN_FLIGHT,
+    ) -> None:
+        self._rows_in_flight = rows_in_flight
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._stops = stop_token_ids
@@ -41,8 +49,8 @@ class FakeEngine:
 
     @property
     def rows_in_flight(self) -> int:
-        """See FAKE_ROWS_IN_FLIGHT."""
-        return FAKE_ROWS_IN_FLIGHT
+        """`teacher.open.pipeline.batch_size`, or FAKE_ROWS_IN_FLIGHT."""
+        return self._rows_in_flight
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """A completion that depends on the prompt and, above temperature 0, on the seed."""

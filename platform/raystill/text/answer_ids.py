@@ -43,7 +43,7 @@ def _spell_calls(
 ) -> str:
     """What the template writes after the prompt, up to the end of the turn."""
     calls = [_with_object(call) for call in json.loads(tool_calls)]
-    answer = {"role": "assistant", "content": completion, "tool_calls": calls}
+    answer: dict[str, Any] = {"role": "assistant", "content": completion, "tool_calls": calls}
     prompt = chat.render_text(messages)
     whole = chat.render_text([*messages, answer], add_generation_prompt=False)
     plain = chat.render_text([*messages, {**answer, "tool_calls": []}], add_generation_prompt=False)
