@@ -46,7 +46,7 @@ def _spell_calls(
     answer: dict[str, Any] = {"role": "assistant", "content": completion, "tool_calls": calls}
     prompt = chat.render_text(messages)
     whole = chat.render_text([*messages, answer], add_generation_prompt=False)
-    plain = chat.render_text([*messages, {**answer, "tool_calls": []}], add_generation_prompt=False)
+    plain = chat.render_text([*messages, answer | {"tool_calls": []}], add_generation_prompt=False)
     if not whole.startswith(prompt) or whole == plain:
         raise DataError(
             "the chat template does not write tool calls after the prompt",
