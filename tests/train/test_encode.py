@@ -102,6 +102,12 @@ def test_unfinished_and_flagged_rows_train_and_are_counted(empty_world: Any, row
                            "left_out_empty": 1}  # fmt: skip
 
 
+def test_what_an_endpoint_withheld_does_not_train(empty_world: Any, rows: Any) -> None:
+    make = encoder(empty_world)
+    assert make.encode(replace(rows[0], finish_reason="content_filter")) is None
+    assert make.counts == {"rows_read": 1, "left_out_content_filter": 1}
+
+
 def test_a_token_outside_the_vocabulary_names_its_row(empty_world: Any, rows: Any) -> None:
     make = RowEncoder(settings(empty_world), empty_world.chat, SAME, 100, 128)
     with pytest.raises(DataError, match=rows[0].key):

@@ -28,6 +28,8 @@ from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
 
 _COMPLETE = "stop"
+# What an endpoint refused or withheld would teach the student to refuse.
+_FILTERED = "content_filter"
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,9 @@ class RowEncoder:
         Raises DataError for ids out of vocabulary.
         """
         self.counts["rows_read"] += 1
+        if row.finish_reason == _FILTERED:
+            self.counts["left_out_content_filter"] += 1
+            return None
         prompt_ids, completion_ids = self._token_ids(row, redacted)
         signal = row.signal if self._settings.terms.kl_weight > 0 else None
         if len(completion_ids) == 0 or len(prompt_ids) + len(completion_ids) < 2:
