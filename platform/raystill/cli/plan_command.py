@@ -71,6 +71,8 @@ def _print_plan(planned: Plan) -> None:
         ("time", f"{bound}{human_seconds(planned.seconds)}{later}"),
         ("store", planned.store_dir),
     ]
+    if planned.cost_usd is not None:
+        facts.insert(-1, ("cost", f"about ${planned.cost_usd:,.2f} for the endpoint's answers"))
     for name, value in facts:
         RESULTS.print(f"{name:<12} {value}")
     for line in planned.assumptions:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raystill.cluster.endpoint_cost import estimate_cost_usd, estimate_seconds
 from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
 from raystill.cluster.workload import Workload, estimate_workload
 from raystill.config.schema import Config
@@ -54,7 +55,7 @@ class Plan:
     """The whole plan. `blockers` are what would stop the run before it starts.
 
     `seconds` and `disk_bytes` are sums over the stages that would work; `unknown` names those of them that
-    could not be estimated, so that the sums are lower bounds.
+    could not be estimated, so that the sums are lower bounds. `cost_usd` is what a closed teacher will charge.
     """
 
     run_dir: str
@@ -68,6 +69,7 @@ class Plan:
     disk_bytes: int
     free_disk_bytes: int
     seconds: float
+    cost_usd: float | None
     unknown: tuple[StageName, ...]
     blockers: tuple[Problem, ...]
     warnings: tuple[str, ...]
@@ -105,6 +107,7 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         disk_bytes=disk,
         free_disk_bytes=free,
         seconds=sum(stage.seconds or 0.0 for stage in working),
+        cost_usd=estimate_cost_usd(config, workload),
         unknown=tuple(stage.name for stage in working if None in (stage.seconds, stage.disk_bytes)),
         blockers=(*blockers, *_refusals(planned, paths)),
         warnings=_warnings(config, disk, free),
@@ -128,6 +131,8 @@ class _Sizing:
             return PlannedStage(name, action, self._work(name), 0.0, 0)
         operations, disk = self._needs(name)
         seconds = None if operations is None else STARTUP_SECONDS[name] + operations / self.speed
+        if name == "generate" and self.config.teacher.closed is not None:
+            seconds = estimate_seconds(self.config, self.workload)
         return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
 
     def steps(self, section: SftSection | DistillationSection | None) -> int | None:

@@ -16,10 +16,14 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows and tokens of a run; None where nothing says. `is_measured`: read from a finished stage."""
+    """Rows and tokens of a run; None where nothing says. `is_measured`: read from a finished stage.
+
+    `requests` is what the teacher is asked: several samples of a training prompt are several requests.
+    """
 
     rows: int | None
     eval_rows: int | None
+    requests: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
     is_measured: bool
@@ -44,13 +48,18 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
     if eval_rows is None and rows is not None:
         wanted = config.prompts.eval_size
         eval_rows = min(rows, round(rows * config.prompts.eval_fraction) if wanted is None else wanted)
+    requests = (
+        None if rows is None else rows + (rows - (eval_rows or 0)) * (config.teacher.base.num_samples - 1)
+    )
     completion_tokens = generated.counts.get("completion_tokens") if generated is not None else None
     if completion_tokens is None and rows is not None:
-        longest = config.teacher.open.pipeline.max_new_tokens if config.teacher.open is not None else None
-        if longest is not None:
-            completion_tokens = rows * longest // 2
+        teacher = config.teacher.closed or config.teacher.open
+        longest = teacher.pipeline.max_new_tokens if teacher is not None else None
+        if longest is not None and requests is not None:
+            completion_tokens = requests * longest // 2
             notes.append(f"completions are assumed to have half of max_new_tokens ({longest // 2} tokens)")
-    return Workload(rows, eval_rows, tokens, completion_tokens, prepared is not None, tuple(notes))
+    measured = prepared is not None
+    return Workload(rows, eval_rows, requests, tokens, completion_tokens, measured, tuple(notes))
 
 
 def count_source(source: PromptSource) -> tuple[int | None, int | None]:
