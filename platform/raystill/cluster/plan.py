@@ -55,7 +55,7 @@ class Plan:
     """The whole plan. `blockers` are what would stop the run before it starts.
 
     `seconds` and `disk_bytes` are sums over the stages that would work; `unknown` names those of them that
-    could not be estimated, so that the sums are lower bounds. `cost_usd` is what a closed teacher will charge.
+    could not be estimated, so that the sums are lower bounds. `cost_usd` is what a closed teacher charges.
     """
 
     run_dir: str
