@@ -21,7 +21,7 @@ def test_a_store_keeps_its_own_number_of_partitions(tmp_path: Path) -> None:
 
 
 def test_another_teacher_is_refused_and_every_differing_field_is_named(tmp_path: Path) -> None:
-    open_store(tmp_path / "store", IDENTITY, 2)
+    build_store(tmp_path / "store", [make_row(1)], num_partitions=2)
     other = IDENTITY.model_copy(update={"tokenizer_sha256": "zzz", "dtype": "bfloat16"})
     with pytest.raises(DataError) as caught:
         open_store(tmp_path / "store", other, 2)
@@ -30,6 +30,14 @@ def test_another_teacher_is_refused_and_every_differing_field_is_named(tmp_path:
     assert "dtype: 'float32' -> 'bfloat16'" in message
     assert "engine" not in message
     assert "resume" in message
+
+
+def test_a_store_that_holds_nothing_takes_another_teacher(tmp_path: Path) -> None:
+    open_store(tmp_path / "store", IDENTITY, 2)
+    other = IDENTITY.model_copy(update={"teacher": "other"})
+    assert open_store(tmp_path / "store", other, 5).identity == other
+    with pytest.raises(DataError):
+        open_store(tmp_path / "store", IDENTITY, 2, create=False)
 
 
 def test_a_licence_note_may_be_reworded(tmp_path: Path) -> None:

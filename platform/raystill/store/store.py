@@ -38,7 +38,8 @@ def open_store(
 ) -> TeacherStore:
     """Open the store at `path`, creating it where there is none.
 
-    An existing store keeps its own number of partitions. Raises DataError when it belongs to another teacher
+    An existing store keeps its own number of partitions; one that holds nothing yet takes the new teacher, so
+    that a first attempt with a wrong name costs nothing. Raises DataError when it belongs to another teacher
     (naming the fields), when it can't be read, or when it is missing and `create` is false.
     """
     layout = StoreLayout(path)
@@ -49,12 +50,16 @@ def open_store(
         _create(layout, identity, num_partitions)
     store = load_store(path)
     differences = differing_fields(store.identity, identity)
+    if differences and create and _holds_nothing(layout):
+        layout.store_json.unlink()
+        _create(layout, identity, store.num_partitions)
+        return load_store(path)
     if differences:
         raise DataError(
             "the teacher store belongs to another teacher:\n    " + "\n    ".join(differences),
             where=str(layout.store_json),
             fix="restore the settings, set teacher.store.path to another directory, or start a new store "
-            "with teacher.open.pipeline.resume=false (the old one is kept aside)",
+            "with pipeline.resume=false of teacher.open or teacher.closed (the old one is kept aside)",
         )
     return store
 
@@ -97,6 +102,13 @@ def start_new(path: Path) -> Path | None:
     os.rename(path, aside)
     fsync_path(path.parent)
     return aside
+
+
+def _holds_nothing(layout: StoreLayout) -> bool:
+    """No part, journal, batch or ledger: nothing but who the teacher is, and locks of writers."""
+    ours = {layout.store_json.name, layout.writers.name}
+    others = [item for item in layout.root.iterdir() if item.name not in ours]
+    return not any(item.is_file() or any(file.is_file() for file in item.rglob("*")) for item in others)
 
 
 def _create(layout: StoreLayout, identity: StoreIdentity, num_partitions: int) -> None:
