@@ -29,7 +29,7 @@ def map_items(
 
     if not items:
         return
-    with _quiet_ray_data(), _original_errors():
+    with ray_data_settings(), original_errors():
         dataset = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items))
         results = dataset.map_batches(
             function,
@@ -43,16 +43,28 @@ def map_items(
 
 
 @contextmanager
-def _quiet_ray_data() -> Iterator[None]:
+def ray_data_settings(*, streams_records: bool = False) -> Iterator[None]:
+    """Ray Data without its own bars and notices, and without its limit on quiet time.
+
+    `streams_records`: for pools of actors that yield small records as they work.
+    """
     from ray.data import DataContext
+    from ray.data.context import AutoscalingConfig
 
     context = DataContext.get_current()
     wanted: dict[str, Any] = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
+        # An engine may load for an hour, or wait for a node; a hung worker is seen by its own errors.
         "execution_no_progress_timeout_s": -1,
         "raise_original_map_exception": True,
     }
+    if streams_records:
+        # Every record that a worker yields becomes a block at once: that is the progress bar.
+        wanted["target_max_block_size"] = 1
+        wanted["max_consecutive_actor_init_deaths"] = 0
+        # Shards wait in the pool's queue, not in the actors': full hands are the sign to grow.
+        wanted["autoscaling_config"] = AutoscalingConfig(actor_pool_util_upscaling_threshold=1.0)
     before = {name: getattr(context, name) for name in wanted}
     logger = logging.getLogger("ray.data")
     level = logger.level
@@ -68,17 +80,20 @@ def _quiet_ray_data() -> Iterator[None]:
 
 
 @contextmanager
-def _original_errors() -> Iterator[None]:
-    """Take a worker's error out of Ray's wrappings."""
+def original_errors(died: RaystillError | None = None) -> Iterator[None]:
+    """Take a worker's error out of Ray's wrappings; `died` is raised where Ray gave a worker up."""
     import ray
 
     try:
         yield
     except ray.exceptions.RayError as error:
         original = _find_original(error)
-        if original is None:
-            raise
-        raise original from None
+        if original is not None:
+            raise original from None
+        lost = isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
+        if lost and died is not None:
+            raise died from error
+        raise
 
 
 def _find_original(error: BaseException | None) -> RaystillError | None:

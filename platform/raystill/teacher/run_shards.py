@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from raystill.errors import EnvironmentFault
 from raystill.run.events import EventLog
+from raystill.run.ray_data import original_errors, ray_data_settings
 from raystill.teacher.build_engine import EngineBlueprint, expected_rows_in_flight
 from raystill.teacher.pool import engine_range
-from raystill.teacher.ray_data import original_errors, ray_data_settings
 from raystill.teacher.row_order import mark_tail
 from raystill.teacher.row_work import WorkOrder
 from raystill.teacher.shards import Shard, shards_to_table
@@ -79,7 +79,7 @@ def run_shards(
     if not shards:
         return progress
     events.emit("engine_starting", engine=blueprint.facts.engine, engines=_shown_range(engines))
-    with ray_data_settings(), original_errors(_died(blueprint)):
+    with ray_data_settings(streams_records=True), original_errors(_died(blueprint)):
         started: float | None = None
         next_event = 0.0
         for records in _iter_records(mark_tail(shards, capacity), blueprint, order):

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.events import EventLog
+from raystill.run.ray_data import original_errors, ray_data_settings
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.client_worker import ClientBlueprint, ClientWorker
 from raystill.teacher.api.engine import rows_in_flight
 from raystill.teacher.api.error_record import first_error
 from raystill.teacher.api.identify import ENGINE_NAME
-from raystill.teacher.ray_data import original_errors, ray_data_settings
 from raystill.teacher.row_work import GenerateWork
 from raystill.teacher.shards import Shard, shards_to_table
 
@@ -72,7 +72,7 @@ def run_clients(
         return progress
     events.emit("engine_starting", engine=ENGINE_NAME, engines=blueprint.num_clients)
     stop: RaystillError | None = None
-    with ray_data_settings(), original_errors(_died(blueprint)):
+    with ray_data_settings(streams_records=True), original_errors(_died(blueprint)):
         started: float | None = None
         next_event = 0.0
         for records in _iter_records(shards, blueprint, store, work):
