@@ -209,9 +209,13 @@ class TestOnOneRay:
 
 def spawn_driver(config: Config, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(Path(__file__).with_name("killed_driver.py")), config.model_dump_json()]
-    return subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    # A file and not a pipe: a driver that is killed leaves processes behind that hold its end open.
+    said = Path(config.run.dir) / "driver.log"
+    said.parent.mkdir(parents=True, exist_ok=True)
+    with said.open("wb") as stream:
+        return subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=stream
+        )
 
 
 def wait_for_rows(paths: RunPaths, number: int, driver: subprocess.Popen[bytes]) -> set[str]:
@@ -262,7 +266,7 @@ def test_a_killed_driver_and_a_killed_worker_lose_and_repeat_nothing(
     driver = spawn_driver(config, **slow)
     wait_for_rows(paths, len(deaths) + 1, driver)
     find_worker(driver).kill()
-    assert driver.wait(timeout=180) == 0
+    assert driver.wait(timeout=180) == 0, (Path(config.run.dir) / "driver.log").read_text()[-4000:]
 
     store = load_store(paths.store)
     keys = all_keys(store)

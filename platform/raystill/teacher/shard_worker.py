@@ -41,6 +41,7 @@ PROGRESS_SCHEMA = pa.schema(
 _REPORT_SECONDS = 1.0
 # Finished rows wait at most so long for the rest of their shard: a crash loses no more paid work than this.
 _COMMIT_SECONDS = 60.0
+_DoneRows = asyncio.Queue[asyncio.Task[Answer | Reject]]
 _ENGINE_DIED_EXIT_CODE = 70
 _ENGINE_DIED = "engine_died"
 
@@ -134,20 +135,22 @@ class ShardWorker:
 
     async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
         rows = await self._in_commit_thread(self._load, shard)
-        tasks = {asyncio.create_task(self._run_row(row, self._rank(shard, row))) for row in rows}
+        done: _DoneRows = asyncio.Queue()
+        tasks = [asyncio.create_task(self._run_row(row, self._rank(shard, row))) for row in rows]
+        for task in tasks:
+            task.add_done_callback(done.put_nowait)
         finished: list[Answer | Reject] = []
         committed_at = time.monotonic()
+        left = len(tasks)
         try:
-            while tasks:
-                done, tasks = await asyncio.wait(
-                    tasks, timeout=_COMMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
+            while left:
+                for task in await _next_done(done):
                     outcome = task.result()
+                    left -= 1
                     finished.append(outcome)
                     _count(outcome, tally)
                 waited = time.monotonic() - committed_at
-                if finished and (not tasks or (waited > _COMMIT_SECONDS and _has_answer(finished))):
+                if finished and (not left or (waited > _COMMIT_SECONDS and _has_answer(finished))):
                     await self._in_commit_thread(self._commit, shard.partition, finished)
                     finished, committed_at = [], time.monotonic()
         finally:
@@ -203,6 +206,18 @@ class ShardWorker:
 
     async def _in_commit_thread(self, function: Any, *arguments: Any) -> Any:
         return await self._loop.run_in_executor(self._commits, function, *arguments)
+
+
+async def _next_done(done: _DoneRows) -> list[asyncio.Task[Answer | Reject]]:
+    """Rows that are done: at least one, or none after a while. A queue, because `asyncio.wait` would look at
+    every task of the shard again whenever one of them is done."""
+    try:
+        found = [await asyncio.wait_for(done.get(), _COMMIT_SECONDS)]
+    except TimeoutError:
+        return []
+    while not done.empty():
+        found.append(done.get_nowait())
+    return found
 
 
 def _has_answer(finished: list[Answer | Reject]) -> bool:
