@@ -20,7 +20,7 @@ from aiohttp import web
 
 from raystill.testing.fault_bodies import error_body, mangled, retry_after
 from raystill.testing.faults import NOT_FORWARDED, Fault, FaultPlan, parse_fault
-from raystill.testing.server import MAX_BODY_BYTES, ServerThread, serve_forever
+from raystill.testing.server import MAX_BODY_BYTES, ServedInThread, ServerThread, serve_forever
 
 DEFAULT_PATHS = ("/v1/chat/completions",)
 _HOP_BY_HOP = frozenset(
@@ -144,7 +144,7 @@ class FaultyUpstream:
             return web.Response(body=error_body("502"), status=502, content_type="application/json")
 
 
-class FaultProxy(FaultyUpstream):
+class FaultProxy(ServedInThread, FaultyUpstream):
     """The proxy in a thread of this process; a context manager, plain or async."""
 
     def __init__(
@@ -154,30 +154,6 @@ class FaultProxy(FaultyUpstream):
         parsed = [parse_fault(fault) if isinstance(fault, str) else fault for fault in faults]
         super().__init__(upstream, parsed, **settings)
         self._server = ServerThread(self.build, port=port, cancels_handlers=True)
-
-    @property
-    def url(self) -> str:
-        """Address of the proxy, to be used in the upstream's place."""
-        return self._server.url
-
-    @property
-    def base_url(self) -> str:
-        """`url` with /v1: what `teacher.closed.endpoint.base_url` takes."""
-        return f"{self._server.url}/v1"
-
-    def __enter__(self) -> FaultProxy:
-        self._server.start()
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._server.stop()
-
-    async def __aenter__(self) -> FaultProxy:
-        await asyncio.to_thread(self._server.start)
-        return self
-
-    async def __aexit__(self, *unused: object) -> None:
-        await asyncio.to_thread(self._server.stop)
 
 
 def _reset(request: web.Request) -> web.StreamResponse:

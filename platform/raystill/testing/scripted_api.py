@@ -28,7 +28,7 @@ from raystill.testing.scripted_chat import (
     body_hash,
     chat_completion,
 )
-from raystill.testing.server import MAX_BODY_BYTES, ServerThread, serve_forever
+from raystill.testing.server import MAX_BODY_BYTES, ServedInThread, ServerThread, serve_forever
 
 
 class ScriptedEndpoint:
@@ -125,29 +125,12 @@ class ScriptedEndpoint:
         return web.json_response({**self.counts.as_json(), **self.desk.as_json()})
 
 
-class ScriptedApi(ScriptedEndpoint):
+class ScriptedApi(ServedInThread, ScriptedEndpoint):
     """The endpoint in a thread of this process; a context manager. `base_url` ends with /v1."""
 
     def __init__(self, *, port: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
         self._server = ServerThread(self.build, port=port)
-
-    @property
-    def url(self) -> str:
-        """Address without /v1."""
-        return self._server.url
-
-    @property
-    def base_url(self) -> str:
-        """What `teacher.closed.endpoint.base_url` takes."""
-        return f"{self._server.url}/v1"
-
-    def __enter__(self) -> ScriptedApi:
-        self._server.start()
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._server.stop()
 
 
 def _endpoint(arguments: argparse.Namespace) -> ScriptedEndpoint:

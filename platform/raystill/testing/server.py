@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -78,6 +78,39 @@ class ServerThread:
     async def _stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+class ServedInThread:
+    """Something that a thread of this process serves; a context manager, plain or async.
+
+    Subclasses set `_server`.
+    """
+
+    _server: ServerThread
+
+    @property
+    def url(self) -> str:
+        """Its address, without /v1."""
+        return self._server.url
+
+    @property
+    def base_url(self) -> str:
+        """`url` with /v1: what `teacher.closed.endpoint.base_url` takes."""
+        return f"{self._server.url}/v1"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._server.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._server.start)
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        await asyncio.to_thread(self._server.stop)
 
 
 class ServerProcess:
