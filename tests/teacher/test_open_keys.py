@@ -18,7 +18,7 @@ from raystill.store.store import open_store
 from raystill.teacher.build_engine import expected_rows_in_flight, transformers_settings
 from raystill.teacher.generate_stage import build_orders
 from raystill.teacher.identify import identify_teacher
-from raystill.teacher.plan_requests import plan_requests
+from raystill.teacher.open_requests import plan_open_requests
 from raystill.teacher.vllm_engine import vllm_settings
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import save_prompts
@@ -79,7 +79,7 @@ def observe(config: Config, directory: Path) -> str:
         for i, text in enumerate(texts)
     ]
     save_prompts(directory / "prompts.parquet", prompts)
-    plan = plan_requests(teacher, store, directory / "prompts.parquet", directory / "scratch")
+    plan = plan_open_requests(teacher, store, directory / "prompts.parquet", directory / "scratch")
     blueprint, order = build_orders(teacher, store, plan, directory)
     if teacher.facts.engine == "vllm":
         made: Any = vllm_settings(

@@ -19,10 +19,11 @@ from raystill.store.requests import Request
 from raystill.store.store import open_store
 from raystill.teacher.engine import Sampling
 from raystill.teacher.identify import identify_teacher
-from raystill.teacher.plan_requests import RequestPlan, plan_requests
+from raystill.teacher.open_requests import plan_open_requests
+from raystill.teacher.plan_requests import RequestPlan
 from raystill.teacher.preview import choose_requests
+from raystill.teacher.progress import Progress
 from raystill.teacher.row_order import mark_tail
-from raystill.teacher.run_shards import Progress
 from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
 from raystill.teacher.shards import Shard
 from raystill.text.prompt_row import Prompt
@@ -38,7 +39,7 @@ def plan_of(config: Config, prompts: list[Prompt], tmp_path: Path) -> tuple[Requ
     save_prompts(paths.prompt_table, prompts)
     teacher = identify_teacher(config)
     store = open_store(tmp_path / "store", teacher.identity, 4)
-    plan = plan_requests(teacher, store, paths.prompt_table, tmp_path / "scratch")
+    plan = plan_open_requests(teacher, store, paths.prompt_table, tmp_path / "scratch")
     return plan, [row for shard in plan.shards for row in shard.read()]
 
 

@@ -72,7 +72,7 @@ def _generate_open(context: StageContext) -> StageResult:
     from raystill.run.scratch import scratch_directory
     from raystill.store.recover import prepare_store
     from raystill.teacher.identify import engine_notes, identify_teacher
-    from raystill.teacher.plan_requests import plan_requests
+    from raystill.teacher.open_requests import plan_open_requests
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.run_shards import run_shards
 
@@ -83,7 +83,7 @@ def _generate_open(context: StageContext) -> StageResult:
     store = open_stage_store(context, teacher.identity, resumes=resumes)
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
-        plan = plan_requests(teacher, store, context.paths.prompt_table, scratch)
+        plan = plan_open_requests(teacher, store, context.paths.prompt_table, scratch)
         _emit_plan(context, plan)
         blueprint, order = build_orders(teacher, store, plan, scratch)
         progress = run_shards(plan.shards, blueprint, order, context.events)

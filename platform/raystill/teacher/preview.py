@@ -101,18 +101,18 @@ class _Asked:
 
 
 def _preview_open(context: StageContext, number: int, scratch: Path) -> _Asked:
-    from raystill.store.repair import sweep_dead_writers
+    from raystill.store.recover import prepare_store
     from raystill.teacher.generate_stage import build_orders, open_stage_store
     from raystill.teacher.identify import identify_teacher
-    from raystill.teacher.plan_requests import plan_requests
+    from raystill.teacher.open_requests import plan_open_requests
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.run_shards import run_shards
 
     teacher = identify_teacher(context.config)
     resumes = require_open_teacher(context.config).pipeline.resume
     store = open_stage_store(context, teacher.identity, resumes=resumes)
-    sweep_dead_writers(store)
-    plan = plan_requests(teacher, store, context.paths.prompt_table, scratch)
+    prepare_store(store)
+    plan = plan_open_requests(teacher, store, context.paths.prompt_table, scratch)
     chosen = choose_requests(plan.requests, number)
     shards = _cut_chosen(plan.shards, chosen, store, scratch)
     blueprint, order = build_orders(teacher, store, plan, scratch)

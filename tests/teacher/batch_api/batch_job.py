@@ -20,8 +20,8 @@ from raystill.teacher.batch_api.endpoint import BatchEndpoint
 from raystill.teacher.batch_api.plan import BatchLimits
 from raystill.teacher.batch_api.run_batches import BatchSettings, run_batches
 from raystill.teacher.engine import Sampling
+from raystill.teacher.progress import Progress
 from raystill.teacher.row_work import GenerateWork
-from raystill.teacher.run_shards import Progress
 from raystill.teacher.shards import ShardWriter
 
 IDENTITY = StoreIdentity(

@@ -19,11 +19,11 @@ from raystill.teacher.api.ledger import Spending, load_spending
 from raystill.teacher.api.meet import meet_endpoint
 from raystill.teacher.api.plan import Estimate, require_budget
 from raystill.teacher.api.probe import Capabilities, capability_notes
-from raystill.teacher.api.run_clients import ClientProgress, run_clients
+from raystill.teacher.api.run_clients import run_clients
 from raystill.teacher.batch_api.ask import ask_in_batches, has_live_batches, require_no_live_batches
 from raystill.teacher.plan_requests import RequestPlan
+from raystill.teacher.progress import Progress
 from raystill.teacher.row_work import GenerateWork
-from raystill.teacher.run_shards import Progress
 from raystill.teacher.sampling import sampling_of
 
 # After its own deadline a request has ended or its process has; a permit older than that is taken back.
@@ -35,17 +35,17 @@ _SPARE_PLACES = 64
 class ApiRun:
     """What asking came to: this run's progress, and the store's whole cost."""
 
-    progress: ClientProgress | Progress
+    progress: Progress
     spending: Spending
 
     def metrics(self) -> dict[str, Any]:
         """What the stage's manifest says about the run; costs are the store's, recomputed from the disk."""
-        asked = self.progress if isinstance(self.progress, ClientProgress) else ClientProgress(total=0)
+        amounts = self.progress.amounts
         return {
             "tokens_per_s": round(self.progress.tokens_per_s, 1),
             "engine": ENGINE_NAME,
-            "api_requests": asked.requests,
-            "api_retries": asked.retries,
+            "api_requests": int(amounts.get("requests", 0)),
+            "api_retries": int(amounts.get("retries", 0)),
             "cost_usd": round(self.spending.spent_usd, 9),
             "at_risk_usd": round(self.spending.at_risk_usd, 9),
         }
@@ -68,7 +68,7 @@ def ask_endpoint(
     if not is_batch:
         require_no_live_batches(store)
     if not plan.shards and not (is_batch and has_live_batches(store)):
-        return ApiRun(ClientProgress(total=0), spending)
+        return ApiRun(Progress(0), spending)
     require_budget(endpoint, estimate)
     known = asyncio.run(meet_endpoint(endpoint, context.output, store, spending))
     for note in _notes(endpoint, known):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from raystill.config.closed_teacher import ClosedTeacher
 from raystill.config.schema import Config
 from raystill.errors import ConfigError
-from raystill.store.identity import StoreIdentity, request_key
+from raystill.store.identity import StoreIdentity
 from raystill.teacher.api.address import Address, parse_address, read_key
-from raystill.teacher.engine import Sampling
-from raystill.teacher.row_work import Row
-from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
+from raystill.teacher.plan_requests import Question
+from raystill.teacher.sampling import row_sampling, sampling_of
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.text.prompt_row import Prompt
 from raystill.text.tokenizer import chat_template_sha256, tokenizer_sha256
@@ -47,31 +44,19 @@ class KnownEndpoint:
         """Logprobs to ask for: none where nothing could tell which tokens they belong to."""
         return wanted_logprobs(self.config, self.closed)
 
-    def sampling(self, prompt: Prompt) -> Sampling:
-        """How a prompt's completions are drawn."""
+    def ask(self, prompt: Prompt) -> Question:
+        """What one prompt asks. Its key names the messages, not a rendering: the endpoint renders them."""
         base = sampling_of(self.config, prompt.split, self.tool_schema)
-        return row_sampling(base, prompt.split, prompt.sampling)
-
-    def request_rows(self, prompt: Prompt) -> Iterator[Row]:
-        """One row per sample. The key names the messages, not a rendering: the endpoint renders them."""
-        sampling = self.sampling(prompt)
+        sampling = row_sampling(base, prompt.split, prompt.sampling)
         chat = self.chat
-        ids = chat.render_prompt_ids(prompt.messages, add_generation_prompt=True) if chat is not None else []
-        facts: dict[str, Any] = {**vars(sampling), "reasoning": self.config.teacher.base.reasoning}
-        text = json.dumps(prompt.messages, sort_keys=True, ensure_ascii=False)
-        for sample_index in range(num_samples_of(self.config, prompt.split, sampling)):
-            seed = self.config.run.seed
-            yield {
-                "key": request_key(self.identity, text, facts, seed=seed, sample_index=sample_index),
-                "prompt_id": prompt.id,
-                "split": prompt.split,
-                "sample_index": sample_index,
-                "source": prompt.source,
-                "messages": json.dumps(prompt.messages, ensure_ascii=False),
-                "prompt_token_ids": ids,
-                "sampling": prompt.sampling and json.dumps(prompt.sampling, ensure_ascii=False),
-                "flags": [],
-            }
+        return Question(
+            sampling,
+            rendered=json.dumps(prompt.messages, sort_keys=True, ensure_ascii=False),
+            facts={**vars(sampling), "reasoning": self.config.teacher.base.reasoning},
+            prompt_token_ids=[]
+            if chat is None
+            else chat.render_prompt_ids(prompt.messages, add_generation_prompt=True),
+        )
 
 
 def identify_endpoint(config: Config) -> KnownEndpoint:

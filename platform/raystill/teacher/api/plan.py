@@ -7,18 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from raystill.errors import ConfigError
-from raystill.store.identity import partition_of
-from raystill.store.rejects import load_answered
-from raystill.store.requests import REQUEST_SCHEMA, Request
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.budget import Prices
 from raystill.teacher.api.identify import KnownEndpoint
-from raystill.teacher.plan_requests import RequestPlan
-from raystill.teacher.shards import ShardWriter, shard_rows
-from raystill.text.prompt_table import iter_prompt_batches
+from raystill.teacher.plan_requests import RequestPlan, RequestPlanner
+from raystill.teacher.shards import Shard
 
 # Of English prose and JSON; other scripts take more.
 _TOKENS_PER_BYTE = 0.3
@@ -42,28 +36,15 @@ def plan_api_requests(
 
     Raises DataError for a prompt that the known chat template refuses.
     """
-    writer = ShardWriter(scratch, "generate")
-    has_schemas = False
-    for batch in iter_prompt_batches(prompt_table):
-        for prompt in batch:
-            has_schemas = has_schemas or endpoint.sampling(prompt).json_schema is not None
-            for row in endpoint.request_rows(prompt):
-                writer.add(partition_of(row["key"], store.num_partitions), row)
-    requests: list[Request] = []
-    keys: dict[int, frozenset[str]] = {}
-    pending: dict[int, pa.Table] = {}
-    for partition, table in writer.iter_partitions():
-        requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
-        keys[partition] = frozenset(table.column("key").to_pylist())
-        pending[partition] = table.filter(load_answered(store, partition).is_pending(table.column("key")))
-    estimate = _estimate(endpoint, pending.values())
-    num_clients = endpoint.closed.limits.num_clients
-    size = shard_rows(endpoint.config.teacher.store.rows_per_part, estimate.rows, num_clients)
-    shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
-    plan = RequestPlan(
-        tuple(requests), keys, tuple(shards), len(requests) - estimate.rows, has_schemas=has_schemas
+    planner = RequestPlanner(
+        config=endpoint.config,
+        identity=endpoint.identity,
+        ask=endpoint.ask,
+        arrange=lambda rows: rows,
+        num_workers=endpoint.closed.limits.num_clients,
     )
-    return plan, estimate
+    plan = planner.plan(store, prompt_table, scratch)
+    return plan, _estimate(endpoint, plan.shards)
 
 
 def require_budget(endpoint: KnownEndpoint, estimate: Estimate) -> None:
@@ -81,17 +62,15 @@ def require_budget(endpoint: KnownEndpoint, estimate: Estimate) -> None:
     )
 
 
-def _estimate(endpoint: KnownEndpoint, tables: Iterable[pa.Table]) -> Estimate:
+def _estimate(endpoint: KnownEndpoint, shards: Iterable[Shard]) -> Estimate:
     rows = prompt_tokens = completion_tokens = 0
     longest = endpoint.closed.pipeline.max_new_tokens
-    columns = ("messages", "prompt_token_ids", "sampling")
-    for table in tables:
-        rows += table.num_rows
-        for messages, ids, sampling in zip(
-            *(table.column(name).to_pylist() for name in columns), strict=True
-        ):
-            prompt_tokens += len(ids) or round(len(messages.encode("utf-8")) * _TOKENS_PER_BYTE)
-            asked = json.loads(sampling) if sampling else {}
+    for shard in shards:
+        for row in shard.read():
+            size = round(len(row["messages"].encode("utf-8")) * _TOKENS_PER_BYTE)
+            prompt_tokens += len(row["prompt_token_ids"]) or size
+            asked = json.loads(row["sampling"]) if row["sampling"] else {}
             completion_tokens += asked.get("max_new_tokens", longest)
+        rows += shard.num_rows
     prices = Prices.from_config(endpoint.closed.prices, is_batch=endpoint.closed.endpoint.mode == "batch")
     return Estimate(rows, prompt_tokens, completion_tokens, prices.cost(prompt_tokens, completion_tokens))

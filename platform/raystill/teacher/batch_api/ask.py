@@ -14,8 +14,8 @@ from raystill.teacher.batch_api.book import BatchBook
 from raystill.teacher.batch_api.endpoint import BatchEndpoint
 from raystill.teacher.batch_api.run_batches import BatchSettings, run_batches
 from raystill.teacher.plan_requests import RequestPlan
+from raystill.teacher.progress import Progress
 from raystill.teacher.row_work import GenerateWork
-from raystill.teacher.run_shards import Progress
 
 
 def ask_in_batches(

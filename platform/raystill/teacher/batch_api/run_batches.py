@@ -37,8 +37,8 @@ from raystill.teacher.batch_api.plan import (
 )
 from raystill.teacher.batch_api.results import is_whole
 from raystill.teacher.batch_api.settle import Settlement, Settler, was_too_much
+from raystill.teacher.progress import Progress
 from raystill.teacher.row_work import GenerateWork, Row
-from raystill.teacher.run_shards import Progress
 from raystill.teacher.shards import Shard
 
 _DOWNLOADS = 3
@@ -316,19 +316,8 @@ class _BatchRun:
         )
 
     def _emit(self) -> None:
-        progress = self._progress
-        progress.seconds = time.monotonic() - self._started
-        self._events.emit(
-            "progress",
-            done=min(progress.done + progress.rejected, progress.total),
-            total=progress.total,
-            unit="rows",
-            tokens_per_s=round(progress.tokens_per_s, 1),
-            rejected=progress.rejected,
-            eta_seconds=None,
-            batches=len(self._live),
-            cost_usd=round(self._committed_usd, 6),
-        )
+        self._progress.seconds = time.monotonic() - self._started
+        self._progress.emit(self._events, batches=len(self._live), cost_usd=round(self._committed_usd, 6))
 
 
 def _ending(facts: BatchFacts) -> dict[str, str]:
