@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raystill.losses.topk_divergence import TopKTeacher
+from raystill.train.collate_teacher import collate_teacher
 from raystill.train.examples import ExampleSet
 from raystill.train.settings import TrainSettings
 
@@ -123,20 +124,6 @@ def collate(examples: ExampleSet, rows: IndexArray, pad_id: int, device: torch.d
         input_ids_BT=tensor(input_ids_BT),
         loss_index_N=tensor(np.concatenate(positions)),
         target_ids_N=tensor(np.concatenate(targets).astype(np.int64)),
-        teacher=_collate_teacher(examples, rows, device),
+        teacher=collate_teacher(examples, rows, device),
         num_real_tokens=int(lengths.sum()),
-    )
-
-
-def _collate_teacher(examples: ExampleSet, rows: IndexArray, device: torch.device) -> TopKTeacher | None:
-    if examples.signals is None:
-        return None
-    places = np.concatenate([examples.signal_places(row) for row in rows])
-    signals = examples.signals
-    return TopKTeacher(
-        ids_NK=torch.from_numpy(signals.ids_SK[places].astype(np.int64)).to(device, non_blocking=True),
-        logprobs_NK=torch.from_numpy(signals.logprobs_SK[places].astype(np.float32)).to(
-            device, non_blocking=True
-        ),
-        tail_logprob_N=torch.from_numpy(signals.tail_logprob_S[places]).to(device, non_blocking=True),
     )
