@@ -15,7 +15,7 @@ from raystill.errors import ConfigError
 from raystill.losses.chunked import choose_chunk_rows, chunked_loss
 from raystill.losses.loss import Loss
 from raystill.losses.terms import LossTerms
-from raystill.losses.topk_divergence import TopKTeacher
+from raystill.losses.teachers import TopKTeacher
 
 N, D, V, K = 13, 8, 29, 5
 TERMS = [

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from raystill.losses.chunked import chunked_loss
 from raystill.losses.terms import Divergence, LossTerms
-from raystill.losses.topk_divergence import TopKTeacher, coarsen_, compute_topk_divergence
+from raystill.losses.teachers import TopKTeacher
+from raystill.losses.topk_divergence import coarsen_, compute_topk_divergence
 
 V = 17
 BOTH: list[Divergence] = ["forward_kl", "reverse_kl"]

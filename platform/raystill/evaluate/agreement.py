@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from raystill.errors import DataError
-from raystill.losses.topk_divergence import TopKTeacher, compute_topk_divergence
+from raystill.losses.teachers import TopKTeacher
+from raystill.losses.topk_divergence import compute_topk_divergence
 from raystill.store.records import TeacherRow
 
 _LOGITS_BYTES = 256 << 20  # float32 logits of one batch, which bounds the memory of a large vocabulary

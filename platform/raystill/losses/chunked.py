@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from raystill.losses.cross_entropy import cross_entropy
 from raystill.losses.loss import Loss
+from raystill.losses.teachers import TopKTeacher
 from raystill.losses.terms import LossTerms
-from raystill.losses.topk_divergence import TopKTeacher, coarse_divergence, coarsen_, refine_
+from raystill.losses.topk_divergence import coarse_divergence, coarsen_, refine_
 
 _CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 27}
 _MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 32, 4096

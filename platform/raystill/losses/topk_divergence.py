@@ -22,33 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raystill.losses.teachers import TopKTeacher
 from raystill.losses.terms import Divergence
 
 # Reverse KL weighs log(student / teacher): a teacher outcome of mass 0 counts as this one (about 1e-20).
 LOG_FLOOR = -46.0
-
-
-@dataclass(frozen=True)
-class TopKTeacher:
-    """The teacher's distribution at N rows.
-
-    `ids_NK` int64; `logprobs_NK` natural logs, where -inf marks an absent entry (its id must still be a valid
-    token, and may repeat another of its row); `tail_logprob_N` the log of the mass of all other tokens.
-    """
-
-    ids_NK: Tensor
-    logprobs_NK: Tensor
-    tail_logprob_N: Tensor
-
-    def coarse_logprobs(self, dtype: torch.dtype) -> Tensor:
-        """[N, J] in `dtype`, as stored: rounding may leave the mass a little off 1."""
-        return torch.cat([self.logprobs_NK, self.tail_logprob_N.unsqueeze(-1)], dim=-1).to(dtype)
-
-    def rows(self, start: int, stop: int) -> TopKTeacher:
-        """A view of the rows from `start` to `stop`."""
-        return TopKTeacher(
-            self.ids_NK[start:stop], self.logprobs_NK[start:stop], self.tail_logprob_N[start:stop]
-        )
 
 
 @dataclass(frozen=True)

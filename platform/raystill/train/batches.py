@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raystill.losses.topk_divergence import TopKTeacher
+from raystill.losses.teachers import Teacher
 from raystill.train.collate_teacher import collate_teacher
 from raystill.train.examples import ExampleSet
 from raystill.train.settings import TrainSettings
@@ -36,7 +36,7 @@ class Batch:
     input_ids_BT: Tensor
     loss_index_N: Tensor
     target_ids_N: Tensor
-    teacher: TopKTeacher | None
+    teacher: Teacher | None
     num_real_tokens: int
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from raystill.losses.topk_divergence import TopKTeacher
+from raystill.losses.teachers import TopKTeacher
 from raystill.train.examples import ExampleSet
 
 
