@@ -109,7 +109,7 @@ def verify(
     RESULTS.print(
         f"verified: {report.num_rows:,} rows, {report.num_scores:,} scores and {report.num_rejects:,} "
         f"rejects in {report.num_parts:,} parts; {report.num_duplicates:,} duplicates, "
-        f"{len(report.uncommitted):,} uncommitted files",
+        f"{len(report.uncommitted):,} uncommitted files; the answers are those of {report.answered_by}",
         markup=False,
     )
 

@@ -131,7 +131,9 @@ class _Sizing:
             return PlannedStage(name, action, self._work(name), 0.0, 0)
         operations, disk = self._needs(name)
         seconds = None if operations is None else STARTUP_SECONDS[name] + operations / self.speed
-        if name == "generate" and self.config.teacher.closed is not None:
+        if name == "generate" and self.config.teacher.base.from_store is not None:
+            seconds, disk = STARTUP_SECONDS["prepare"], 0
+        elif name == "generate" and self.config.teacher.closed is not None:
             seconds = estimate_seconds(self.config, self.workload)
         return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from raystill.config.general import PromptSource
 from raystill.config.schema import Config
 from raystill.run.manifest import Manifest
+from raystill.run.paths import RunPaths
 
 BYTES_PER_TOKEN = 4
 _SAMPLE_BYTES = 16 << 20
@@ -38,7 +39,9 @@ class Workload:
 def estimate_workload(config: Config, prepared: Manifest | None, generated: Manifest | None) -> Workload:
     """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources."""
     notes: list[str] = []
-    if prepared is not None:
+    if prepared is None and config.teacher.base.from_store is not None:
+        rows = tokens = eval_rows = None
+    elif prepared is not None:
         rows = prepared.counts.get("kept")
         tokens = prepared.metrics.get("prompt_tokens", {}).get("total")
         eval_rows = prepared.counts.get("eval")
@@ -52,7 +55,10 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
         None if rows is None else rows + (rows - (eval_rows or 0)) * (config.teacher.base.num_samples - 1)
     )
     completion_tokens = generated.counts.get("completion_tokens") if generated is not None else None
-    if completion_tokens is None and rows is not None:
+    if config.teacher.base.from_store is not None:
+        requests, stored_tokens = _count_answers(RunPaths.from_config(config).store, notes)
+        completion_tokens = completion_tokens or stored_tokens
+    elif completion_tokens is None and rows is not None:
         teacher = config.teacher.closed or config.teacher.open
         longest = teacher.pipeline.max_new_tokens if teacher is not None else None
         if longest is not None and requests is not None:
@@ -103,6 +109,28 @@ def _count_sources(config: Config, notes: list[str]) -> tuple[int | None, int | 
     if tokens is not None:
         notes.append(f"prompt tokens are the sources' bytes / {BYTES_PER_TOKEN}")
     return rows, tokens
+
+
+def _count_answers(path: Path, notes: list[str]) -> tuple[int | None, int | None]:
+    """Rows and completion tokens of the store that a run takes its answers from."""
+    from raystill.store.commit import load_commits
+    from raystill.store.store import load_store
+
+    if not (path / "store.json").exists():
+        notes.append(f"{path} holds no answers yet")
+        return None, None
+    store = load_store(path)
+    commits = [
+        commit
+        for partition in range(store.num_partitions)
+        for commit in load_commits(store, partition, "rows")
+    ]
+    rows, tokens = sum(commit.num_rows for commit in commits), sum(commit.num_tokens for commit in commits)
+    identity = store.identity
+    notes.append(
+        f"the {rows:,} stored answers are those of {identity.teacher} ({identity.engine}): none is generated"
+    )
+    return rows, tokens or None
 
 
 def _count_lines(path: Path, size: int) -> int | None:

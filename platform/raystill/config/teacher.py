@@ -23,6 +23,11 @@ class TeacherBase(Section):
         description="Soft limit of a prompt's own tokens, without chat template and prompts.system; counted "
         "and reported, and prompts.over_length decides.",
     )
+    from_store: PathText | None = Field(
+        None,
+        description="Teacher store whose answers are taken as they are, whoever gave them: its conversations "
+        "take the place of prompts.sources and datasets, nothing is generated, and teacher.open only scores.",
+    )
     output_path: PathText | None = Field(
         None, description="JSONL export of the teacher's outputs; unset puts it into the run directory."
     )

@@ -61,7 +61,7 @@ def _measure_all(context: StageContext, held_out: HeldOut) -> list[ModelOutputs]
     from raystill.evaluate.models import count_stored_parameters, list_contestants
 
     config = context.config
-    model = config.teacher.open.model if config.teacher.open and not config.teacher.closed else None
+    model = config.teacher.open.model if config.teacher.open and _is_asked_here(config) else None
     outputs = [
         teacher_outputs(
             held_out.prompts,
@@ -108,9 +108,20 @@ def _summarise(config: Config, held_out: HeldOut, outputs: list[ModelOutputs]) -
         settings={
             "decoding": "greedy",
             "max_new_tokens": max_new_tokens(config),
-            "teacher": "greedy" if config.teacher.open else "as its endpoint samples",
+            "teacher": _teacher_decoding(config),
         },
     )
+
+
+def _is_asked_here(config: Config) -> bool:
+    """Whether `teacher.open`, where there is one, gave the answers; otherwise it scored those of another."""
+    return config.teacher.closed is None and config.teacher.base.from_store is None
+
+
+def _teacher_decoding(config: Config) -> str:
+    if _is_asked_here(config):
+        return "greedy"
+    return "as its endpoint samples" if config.teacher.closed is not None else "as the store has its answers"
 
 
 def _headline_metrics(results: Results) -> dict[str, Any]:

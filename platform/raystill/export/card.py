@@ -64,11 +64,15 @@ def _summary(facts: CardFacts) -> str:
     origin = f"started from `{public_name(base)}`" if base else "started from fresh weights"
     return (
         f"A {facts.architecture} student of {facts.parameters:,} parameters ({facts.dtype}), {origin} "
-        f"and trained on the outputs of the teacher `{_teacher(facts.config)}` with raystill."
+        f"and trained on the outputs of the teacher `{_teacher(facts)}` with raystill."
     )
 
 
-def _teacher(config: Config) -> str:
+def _teacher(facts: CardFacts) -> str:
+    config = facts.config
+    generated = facts.manifests.get("generate")
+    if config.teacher.base.from_store is not None and generated is not None:
+        return public_name(str(generated.metrics["teacher"]))
     if config.teacher.open is not None:
         model = config.teacher.open.model
         return public_name(model.name) + (f"@{model.revision}" if model.revision else "")
@@ -137,7 +141,8 @@ def _method(facts: CardFacts) -> str:
             f"- distill: {config.losses.divergence} on the teacher's {k} best logprobs per token; what is "
             "left of the mass is one more outcome"
         )
-    sampling = config.teacher.open.pipeline if config.teacher.open else None
+    is_asked = config.teacher.base.from_store is None
+    sampling = config.teacher.open.pipeline if config.teacher.open and is_asked else None
     if sampling is not None:
         drawn = (
             f"temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}"

@@ -59,7 +59,10 @@ _DETECTION_ROWS = 100
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A valid row. `id` is the row's own, or None; `id_is_required` where the config names its column."""
+    """A valid row. `id` is the row's own, or None; `id_is_required` where the config names its column.
+
+    `opening` decides the split in place of the whole conversation, where others begin like it.
+    """
 
     where: str
     source_index: int
@@ -69,6 +72,7 @@ class RawPrompt:
     id: str | None
     id_is_required: bool
     sampling: RowSampling | None = None
+    opening: list[dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from raystill.run.paths import RunPaths
 from raystill.run.stage import Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from raystill.prompts.rows import BadRow
+    from raystill.prompts.shapes import RawPrompt
     from raystill.text.chat import ChatFormat
 
 
@@ -18,10 +22,6 @@ def run_prepare(context: StageContext) -> StageResult:
 
     Raises DataError for bad rows, ids or lengths, and what loading the teacher's tokenizer raises.
     """
-    from itertools import chain
-
-    from raystill.prompts.shapes import iter_prompts
-    from raystill.prompts.sources import iter_rows, list_sources
     from raystill.prompts.table import TableRules, build_table, save_rejects
     from raystill.prompts.token_counter import ByteEstimate
     from raystill.text.prompt_table import save_prompts
@@ -29,9 +29,10 @@ def run_prepare(context: StageContext) -> StageResult:
     config = context.config
     chat = _load_counter(config)
     if chat is None:
-        message = "prompt lengths are estimated from bytes; teacher.closed.model.tokenizer would count them"
+        known = "teacher.open" if config.teacher.closed is None else "teacher.closed.model.tokenizer"
+        message = f"prompt lengths are estimated from bytes; {known} would count them"
         context.events.emit("note", message=message)
-    sources = list_sources(config)
+    rows, labels = _open_sources(context)
     rules = TableRules(
         system=config.prompts.system,
         max_bad_rows=config.prompts.max_bad_rows,
@@ -43,10 +44,7 @@ def run_prepare(context: StageContext) -> StageResult:
         add_generation_prompt=config.teacher.open is None
         or config.teacher.open.tokenizer.add_generation_prompt,
     )
-    rows = chain.from_iterable(
-        iter_prompts(source, index, iter_rows(source)) for index, source in enumerate(sources)
-    )
-    table = build_table(rows, [source.label for source in sources], rules, chat or ByteEstimate())
+    table = build_table(rows, labels, rules, chat or ByteEstimate())
     save_rejects(context.paths.prompt_rejects, table.rejects)
     save_prompts(context.paths.prompt_table, table.prompts)
     return StageResult(
@@ -57,12 +55,34 @@ def run_prepare(context: StageContext) -> StageResult:
     )
 
 
+def _open_sources(context: StageContext) -> tuple[Iterable[RawPrompt | BadRow], list[str]]:
+    """Rows of all sources, and what tags those of each."""
+    from itertools import chain
+
+    from raystill.prompts.shapes import iter_prompts
+    from raystill.prompts.sources import iter_rows, list_sources
+    from raystill.prompts.stored import load_stored_prompts, require_answers
+
+    if context.config.teacher.base.from_store is not None:
+        stored = load_stored_prompts(require_answers(context.paths.store))
+        return stored.rows, stored.labels
+    sources = list_sources(context.config)
+    rows = chain.from_iterable(
+        iter_prompts(source, index, iter_rows(source)) for index, source in enumerate(sources)
+    )
+    return rows, [source.label for source in sources]
+
+
 def check_prepare(config: Config, paths: RunPaths) -> None:
     """Raise ConfigError or DataError for what is wrong before any row is read."""
     from raystill.prompts.sources import check_source, list_sources
+    from raystill.prompts.stored import require_answers
 
-    for source in list_sources(config):
-        check_source(source, paths.root)
+    if config.teacher.base.from_store is not None:
+        require_answers(paths.store)
+    else:
+        for source in list_sources(config):
+            check_source(source, paths.root)
     if config.prompts.over_length != "keep" and config.teacher.base.prompt_length is None:
         raise ConfigError(
             f"prompts.over_length: {config.prompts.over_length} has no length to compare with",
@@ -72,7 +92,9 @@ def check_prepare(config: Config, paths: RunPaths) -> None:
 
 
 def fingerprint_external(config: Config) -> dict[str, str]:
-    """Content hashes of the local sources and, for a local teacher, of its tokenizer's files."""
+    """Content hashes of the local sources (or of the store that takes their place) and, for a local teacher,
+    of its tokenizer's files.
+    """
     import hashlib
     from pathlib import Path
 
@@ -80,7 +102,8 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     from raystill.run.publish import sha256_file
     from raystill.text.tokenizer import TOKENIZER_FILES
 
-    fingerprints = fingerprint_sources(config)
+    is_stored = config.teacher.base.from_store is not None
+    fingerprints = _fingerprint_answers(config) if is_stored else fingerprint_sources(config)
     tool_schema = config.teacher.base.tool_schema
     if tool_schema is not None and Path(tool_schema).expanduser().is_file():
         fingerprints["tool schema"] = sha256_file(Path(tool_schema).expanduser())
@@ -95,6 +118,15 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     return fingerprints
 
 
+def _fingerprint_answers(config: Config) -> dict[str, str]:
+    from raystill.store.content import content_digest
+    from raystill.store.store import load_store
+
+    path = RunPaths.from_config(config).store
+    exists = (path / "store.json").exists()
+    return {"teacher.base.from_store": content_digest(load_store(path))} if exists else {}
+
+
 def _tokenizer_name(config: Config) -> str | None:
     if config.teacher.closed is not None:
         return config.teacher.closed.model.tokenizer
@@ -102,7 +134,7 @@ def _tokenizer_name(config: Config) -> str | None:
 
 
 def _load_counter(config: Config) -> ChatFormat | None:
-    """The teacher's chat format, None for a closed teacher whose tokenizer is not known.
+    """The teacher's chat format, None where its tokenizer is not known.
 
     Where both are given, the closed teacher answers the prompts.
     """
@@ -115,6 +147,8 @@ def _load_counter(config: Config) -> ChatFormat | None:
         tokenizer = closed.model.tokenizer
         return None if tokenizer is None else offer_tools(load_chat_format(tokenizer), tools)
     teacher = config.teacher.open
+    if teacher is None and config.teacher.base.from_store is not None:
+        return None
     if teacher is None:
         raise ConfigError(
             "there is no teacher: prompts are counted in its tokens",
@@ -135,6 +169,7 @@ STAGE = Stage(
     config_keys=(
         "datasets",
         "prompts",
+        "teacher.base.from_store",
         "teacher.base.prompt_length",
         "teacher.base.tool_schema",
         "teacher.open.data.download",

@@ -138,7 +138,10 @@ def build_table(
         for index in without_sound_ids
     ]
     splits = compute_splits(
-        [raw.messages for raw, _ in kept], rules.split_seed, rules.eval_size, rules.eval_fraction
+        [raw.opening or raw.messages for raw, _ in kept],
+        rules.split_seed,
+        rules.eval_size,
+        rules.eval_fraction,
     )
     prompts = [
         Prompt(

@@ -43,10 +43,11 @@ class VerifyReport:
 
     `num_rows` counts distinct keys; `num_duplicates` are further rows of keys that are stored already, which
     readers leave out; `stray_scores` belong to no stored row; `uncommitted` files are what crashed writers
-    left, or what a writer is writing right now.
+    left, or what a writer is writing right now. `answered_by` says whose answers these are.
     """
 
     path: Path
+    answered_by: str
     num_parts: int
     num_rows: int
     num_scores: int
@@ -80,6 +81,7 @@ def verify_store(path: Path) -> VerifyReport:
         _verify_partition(store, partition, totals, damaged)
     return VerifyReport(
         path=path,
+        answered_by=f"{store.identity.teacher} ({store.identity.engine})",
         num_parts=totals["parts"],
         num_rows=totals["rows"],
         num_scores=totals["scores"],

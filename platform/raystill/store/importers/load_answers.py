@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from raystill.errors import DataError
 from raystill.store.codec import view_signal
+from raystill.store.conversations import ID_LENGTH, conversation_id
 from raystill.store.identity import KEY_LENGTH, partition_of, request_key
 from raystill.store.importers.answer import BadAnswer, ImportedAnswer
 from raystill.store.reader import committed_keys
@@ -26,7 +27,6 @@ from raystill.store.writer import PartWriter
 # Rows held in memory before every partition's part is committed.
 BUFFERED_ROWS = 4096
 BUFFERED_SIGNAL_ENTRIES = 16_000_000
-_PROMPT_ID_LENGTH = 24  # as the prompt table names a prompt that brings no id
 
 
 @dataclass
@@ -186,6 +186,5 @@ class _Loader:
 def _content_id(answer: ImportedAnswer) -> str:
     """The prompt table's own name for this conversation, so that both sides meet."""
     if not answer.messages:
-        return hashlib.sha256(answer.prompt_token_ids.astype("<i4").tobytes()).hexdigest()[:_PROMPT_ID_LENGTH]
-    text = json.dumps(answer.messages, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:_PROMPT_ID_LENGTH]
+        return hashlib.sha256(answer.prompt_token_ids.astype("<i4").tobytes()).hexdigest()[:ID_LENGTH]
+    return conversation_id(answer.messages)
