@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.models import StudentSection
+from raystill.config.student_init import fresh_architecture, resolve_student_init
 
 _HEADER_LIMIT = 100 << 20
 _ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -65,10 +66,21 @@ def count_local_parameters(directory: Path) -> int | None:
 
 def student_parameters(student: StudentSection, vocab_size: int | None) -> int | None:
     """Parameters of the student that the keys or the local base checkpoint give; None if neither says."""
-    if student.base_model_name is not None and student.init in ("auto", "base"):
-        return count_local_parameters(Path(student.base_model_name).expanduser())
-    architecture = student.model_dump()
-    architecture["vocab_size"] = student.vocab_size or vocab_size
+    init = resolve_student_init(student)
+    if init is None:
+        return None
+    base = Path(student.base_model_name).expanduser() if student.base_model_name else None
+    if init == "base":
+        return None if base is None else count_local_parameters(base)
+    architecture = fresh_architecture(student, vocab_size)
+    if init == "shrink":
+        own = load_architecture(base) if base is not None else None
+        if own is None or own.get("model_type") not in _ARCHITECTURES:
+            return None
+        # The number of key/value heads, where it is left to the cut, is at most the base's.
+        fixed = ("model_type", "vocab_size", "tie_word_embeddings", "num_key_value_heads")
+        given = {key: value for key, value in student.model_dump().items() if key in fixed}
+        architecture |= {key: given[key] if given[key] is not None else own.get(key) for key in fixed}
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if any(architecture[key] is None for key in needed):
         return None

@@ -29,17 +29,28 @@ class WorkerGroup:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def most(self, number: int, device: torch.device) -> int:
+        """The largest `number` of any worker; asked on `device`, where the workers meet."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number, device=device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum gradients over all workers, in buckets. A parameter without a gradient here counts as zero.
 
         Each worker's gradient is already divided by the tokens of all workers, so the sum is the gradient of
-        the global mean: no averaging over workers, which would weigh short batches like long ones.
+        the global mean: no averaging over workers, which would weigh short batches like long ones. Those of
+        parameters that are cut among the workers are summed already (`sharding`).
         """
         if self.size == 1:
             return
         bucket: list[Tensor] = []
         numbers = 0
         for parameter in parameters:
+            if hasattr(parameter, "device_mesh"):
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)

@@ -11,6 +11,8 @@ from raystill.run.publish import publish_directory
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import load_tokenizer, tokenizer_sha256
 from raystill.train.student import Student
+from raystill.train.students.base import load_causal_lm, merge_adapter
+from raystill.train.students.quantize import dequantized_copy, is_quantized
 
 ADAPTER_DIRECTORY = "adapter"
 
@@ -22,22 +24,31 @@ def save_initial_model(model: Any, chat: ChatFormat, directory: Path) -> None:
     """
     if directory.exists():
         return
+    if is_quantized(model):
+        model = dequantized_copy(model)
     with publish_directory(directory) as temporary:
         _save(model, chat, temporary)
         _require_same_tokenizer(model, chat, temporary)
 
 
-def save_final_model(student: Student, chat: ChatFormat, stage_dir: Path, directory: Path) -> None:
+def save_final_model(
+    student: Student, chat: ChatFormat, stage_dir: Path, directory: Path, start: Path
+) -> None:
     """Publish the trained model at `directory`, with LoRA merged; the adapter alone beside it.
 
-    Merging rewrites the weights in place, so this ends the student's training.
+    Merging rewrites the weights in place, so this ends the student's training. Beside 4-bit weights the
+    adapter is merged into the model at `start`, which holds the values they stand for.
     """
     model: Any = student.causal_lm
     if student.is_adapted:
         network: Any = student.network
         with publish_directory(stage_dir / ADAPTER_DIRECTORY) as temporary:
             network.save_pretrained(temporary)
-        model = network.merge_and_unload()
+        if is_quantized(model):
+            model = merge_adapter(load_causal_lm(str(start), "sdpa"), str(stage_dir / ADAPTER_DIRECTORY))
+            model.generation_config = student.causal_lm.generation_config
+        else:
+            model = network.merge_and_unload()
     with publish_directory(directory) as temporary:
         _save(model, chat, temporary)
 
