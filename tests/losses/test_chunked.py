@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
+from typing import cast, get_args
 
 import pytest
 import torch
@@ -14,10 +16,18 @@ from torch import Tensor
 from raystill.errors import ConfigError
 from raystill.losses.chunked import choose_chunk_rows, chunked_loss
 from raystill.losses.loss import Loss
-from raystill.losses.terms import LossTerms
-from raystill.losses.teachers import TopKTeacher
+from raystill.losses.teachers import DenseTeacher, SampledTeacher, Teacher, TopKTeacher
+from raystill.losses.terms import (
+    DIVERGENCES,
+    Divergence,
+    EntropyDriven,
+    LossTerms,
+    Signal,
+    Tail,
+    refuse_combination,
+)
 
-N, D, V, K = 13, 8, 29, 5
+N, D, V, K, U = 13, 8, 29, 5, 7
 TERMS = [
     LossTerms(),
     LossTerms(ce_weight=0.3, kl_weight=0.7),
@@ -25,6 +35,11 @@ TERMS = [
     LossTerms(ce_weight=0.2, kl_weight=0.8, divergence="reverse_kl"),
     LossTerms(ce_weight=0.0, kl_weight=1.5, divergence="reverse_kl", kd_temperature=0.7),
 ]
+ENTROPY = LossTerms(
+    ce_weight=EntropyDriven(1.0, 0.5, 0.5, 3.0),
+    kl_weight=EntropyDriven(0.0, 0.5, 0.5, 3.0),
+    kd_temperature=EntropyDriven(1.5, 3.0, 0.5, 3.0),
+)
 
 
 def make_teacher(logits_NV: Tensor, k: int) -> TopKTeacher:
@@ -47,25 +62,224 @@ def make_problem(
     return hidden, weight, bias, targets, make_teacher(3 * normal(N, V), K)
 
 
-def naive_loss(logits_NV: Tensor, targets: Tensor, teacher: TopKTeacher, terms: LossTerms) -> Tensor:
-    """Straight from the definitions: probabilities, sums and logs, row by row."""
+def make_signals() -> dict[str, Teacher]:
+    """A teacher of every kind, the dense one with a head larger than the student's, and one smaller."""
+    generator = torch.Generator().manual_seed(11)
+    draws_NS = torch.stack([torch.randperm(V, generator=generator)[:U] for _ in range(N)])
+    counts_NU = torch.randint(0, 5, (N, U), generator=generator).double() + torch.eye(U).repeat(2, 1)[:N]
+    hidden, weight = torch.randn(2, V + 4, 6, generator=generator, dtype=torch.float64)
+    bias = torch.randn(V + 4, generator=generator, dtype=torch.float64)
+    return {
+        "topk": make_problem()[4],
+        "sampled": SampledTeacher(draws_NS, counts_NU / counts_NU.sum(-1, keepdim=True)),
+        "larger": DenseTeacher(hidden[:N], weight, bias),
+        "smaller": DenseTeacher(hidden[:N], weight[: V - 3], bias[: V - 3], softcap=2.0, scale=1.5),
+    }
+
+
+def all_combinations() -> list[tuple[str, LossTerms]]:
+    """Every signal with every divergence, tail and temperature that it isn't refused with."""
+    found = []
+    for signal, divergence, tail, T in itertools.product(
+        make_signals(), DIVERGENCES, get_args(Tail), (1.0, 2.5)
+    ):
+        terms = LossTerms(0.3, 0.7, divergence, T, beta=0.3, alpha=0.2, tail=tail)
+        with contextlib.suppress(ConfigError):
+            refuse_combination(
+                terms, cast(Signal, {"larger": "dense", "smaller": "hidden"}.get(signal, signal))
+            )
+            found.append((signal, terms))
+    return [*found, ("topk", ENTROPY), ("larger", ENTROPY)]
+
+
+COMBINATIONS = all_combinations()
+
+
+def naive_divergence(s: Tensor, t: Tensor, terms: LossTerms) -> Tensor:
+    """Straight from the definitions; outcomes without mass on both sides must be left out before."""
+    beta, alpha = terms.beta, terms.alpha
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        p, q = p[p > 0], q[p > 0]
+        return (p * (p / q).log()).sum()
+
+    match terms.divergence:
+        case "forward_kl":
+            return kl(t, s)
+        case "reverse_kl":
+            return kl(s, t)
+        case "jsd":
+            m = beta * t + (1 - beta) * s
+            return beta * kl(t, m) + (1 - beta) * kl(s, m)
+        case "skew_forward_kl":
+            return kl(t, alpha * t + (1 - alpha) * s)
+        case "skew_reverse_kl":
+            return kl(s, alpha * s + (1 - alpha) * t)
+        case "tvd":
+            return (s - t).abs().sum() / 2
+
+
+def naive_outcomes(row: int, p: Tensor, z: Tensor, teacher: Teacher, tail: str) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's probabilities of the outcomes that they are compared over, at temperature 1."""
+    if isinstance(teacher, DenseTeacher):
+        assert teacher.bias_V is not None
+        y = (teacher.weight_VD @ teacher.hidden_ND[row] + teacher.bias_V) * teacher.scale
+        y = y if teacher.softcap is None else teacher.softcap * torch.tanh(y / teacher.softcap)
+        shared = min(len(y), V)
+        return torch.softmax(z[:shared], -1), torch.softmax(y[:shared], -1)
+    if isinstance(teacher, SampledTeacher):
+        drawn = teacher.weights_NU[row] > 0
+        ids, weights = teacher.ids_NU[row][drawn], teacher.weights_NU[row][drawn]
+        others = torch.ones_like(p, dtype=torch.bool)
+        others[ids] = False
+        return torch.cat([p[ids], p[others].sum().reshape(1)]), torch.cat([weights, weights.new_zeros(1)])
+    ids = teacher.ids_NK[row]
+    others = torch.ones_like(p, dtype=torch.bool)
+    others[ids] = False
+    kept, rest = teacher.logprobs_NK[row].exp(), teacher.tail_logprob_N[row].exp().reshape(1)
+    taught = torch.cat([kept / kept.sum(), 0 * rest]) if tail == "renormalised" else torch.cat([kept, rest])
+    return torch.cat([p[ids], p[others].sum().reshape(1)]), taught
+
+
+def naive_loss(logits_NV: Tensor, targets: Tensor, teacher: Teacher, terms: LossTerms) -> Tensor:
+    """Probabilities, sums and logs, row by row."""
     total = logits_NV.new_zeros(())
     for row in range(logits_NV.shape[0]):
         p = torch.softmax(logits_NV[row], -1)
-        total = total - terms.ce_weight * p[targets[row]].log()
-        if terms.kl_weight == 0:
-            continue
-        ids = teacher.ids_NK[row]
-        others = torch.ones_like(p, dtype=torch.bool)
-        others[ids] = False
-        student = torch.cat([p[ids], p[others].sum().reshape(1)])
-        taught = torch.cat([teacher.logprobs_NK[row].exp(), teacher.tail_logprob_N[row].exp().reshape(1)])
-        T = terms.kd_temperature
+        student, taught = naive_outcomes(row, p, logits_NV[row], teacher, terms.tail)
+        H = -(taught[taught > 0] * taught[taught > 0].log()).sum()
+        ce, kl, T = (
+            float(value.at(H)) if isinstance(value, EntropyDriven) else value
+            for value in (terms.ce_weight, terms.kl_weight, terms.kd_temperature)
+        )
         s = student ** (1 / T) / (student ** (1 / T)).sum()
         t = taught ** (1 / T) / (taught ** (1 / T)).sum()
-        kl = (t * (t / s).log()).sum() if terms.divergence == "forward_kl" else (s * (s / t).log()).sum()
-        total = total + terms.kl_weight * T * T * kl
+        if terms.tail == "dropped":
+            s, t = s[:-1], t[:-1]
+        total = total - ce * p[targets[row]].log()
+        if kl > 0:
+            total = total + kl * T * T * naive_divergence(s, t, terms)
     return total
+
+
+@pytest.mark.parametrize(("signal", "terms"), COMBINATIONS)
+def test_every_divergence_on_every_signal_equals_its_definition(signal: str, terms: LossTerms) -> None:
+    hidden, weight, bias, targets, _ = make_problem()
+    teacher = make_signals()[signal]
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    expected = naive_loss(hidden @ weight.T + bias, targets, teacher, terms)
+    expected_gradients = torch.autograd.grad(expected, leaves)
+    loss = chunked_loss(hidden, weight, targets, terms, teacher=teacher, bias_V=bias, chunk_rows=5)
+    gradients = torch.autograd.grad(loss.sum, leaves)
+    torch.testing.assert_close(loss.sum, expected, rtol=1e-11, atol=1e-11)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(loss.sum, loss.metrics["ce_weighted"] + loss.metrics["kd_weighted"])
+
+
+@pytest.mark.parametrize(("signal", "terms"), COMBINATIONS)
+def test_gradcheck_of_every_divergence_on_every_signal(signal: str, terms: LossTerms) -> None:
+    hidden, weight, bias, targets, _ = make_problem(seed=1)
+    teacher = make_signals()[signal].rows(0, 3)
+
+    def loss(hidden_ND: Tensor, bias_V: Tensor) -> Tensor:
+        found = chunked_loss(
+            hidden_ND, weight, targets[:3], terms, teacher=teacher, bias_V=bias_V, chunk_rows=2
+        )
+        return found.sum
+
+    assert torch.autograd.gradcheck(loss, [hidden[:3].requires_grad_(), bias.requires_grad_()])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_each_divergence_that_a_config_may_name_moves_the_student(divergence: Divergence) -> None:
+    hidden, weight, _, targets, teacher = make_problem(dtype=torch.float32)
+    terms = LossTerms(ce_weight=0.0, kl_weight=1.0, divergence=divergence)
+    loss = chunked_loss(hidden.requires_grad_(), weight, targets, terms, teacher=teacher)
+    (gradient,) = torch.autograd.grad(loss.sum, hidden)
+    assert loss.sum > 0 and gradient.norm() > 1e-3
+
+
+@pytest.mark.parametrize("T", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_student_equal_to_its_dense_teacher_is_at_rest(divergence: Divergence, T: float) -> None:
+    hidden, weight, bias, targets, _ = make_problem()
+    terms = LossTerms(0.0, 1.0, divergence, T)
+    teacher = DenseTeacher(hidden.clone(), weight.clone(), bias.clone())
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    loss = chunked_loss(hidden, weight, targets, terms, teacher=teacher, bias_V=bias)
+    assert abs(loss.sum.item()) < 1e-12
+    for gradient in torch.autograd.grad(loss.sum, leaves):
+        assert gradient.abs().max() < 1e-12
+
+
+def test_draws_give_the_dense_gradient_on_average() -> None:
+    """Mean over many samples within 3 standard errors of forward KL's dense gradient, everywhere."""
+    hidden, weight, _, targets, _ = make_problem()
+    taught, rounds, draws = make_signals()["larger"], 400, 20
+    assert isinstance(taught, DenseTeacher) and taught.bias_V is not None
+    hidden.requires_grad_()
+    terms = LossTerms(0.0, 1.0)
+    loss = chunked_loss(hidden, weight, targets, terms, teacher=taught)
+    (dense,) = torch.autograd.grad(loss.sum, hidden)
+    probabilities = torch.softmax((taught.hidden_ND @ taught.weight_VD.T + taught.bias_V)[:, :V], -1)
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.arange(V).repeat(N, 1)
+    found = []
+    for _ in range(rounds):
+        drawn = torch.multinomial(probabilities, draws, replacement=True, generator=generator)
+        weights = torch.zeros(N, V, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+        )
+        teacher = SampledTeacher(ids, weights / draws)
+        sampled = chunked_loss(hidden, weight, targets, terms, teacher=teacher)
+        found.append(torch.autograd.grad(sampled.sum, hidden)[0])
+    gradients = torch.stack(found)
+    error = gradients.std(0) / rounds**0.5
+    # 104 numbers: a bias shows in their mean square, chance in single ones.
+    assert ((gradients.mean(0) - dense) / error).square().mean().sqrt() < 1.3
+    assert (gradients.mean(0) - dense).norm() < 3 * error.norm()
+
+
+def test_weights_of_rows_scale_their_loss_and_not_the_number_of_tokens() -> None:
+    hidden, weight, _, targets, teacher = make_problem()
+    weights = torch.linspace(0.0, 2.0, N, dtype=torch.float64)
+    hidden.requires_grad_()
+    for terms in (TERMS[1], ENTROPY):
+        loss = chunked_loss(hidden, weight, targets, terms, teacher=teacher, weights_N=weights)
+        (gradient,) = torch.autograd.grad(loss.sum, hidden)
+        assert loss.num_tokens == N
+        for row in range(N):
+            alone = chunked_loss(
+                hidden[row : row + 1],
+                weight,
+                targets[row : row + 1],
+                terms,
+                teacher=teacher.rows(row, row + 1),
+            )
+            (expected,) = torch.autograd.grad(alone.sum, hidden)
+            torch.testing.assert_close(gradient[row], weights[row] * expected[row])
+
+
+def test_a_padded_vocabulary_equals_slicing_by_hand() -> None:
+    """152,064 beside 151,936 in small: only what both have is compared, and padding learns from CE alone."""
+    hidden, weight, _, targets, _ = make_problem()
+    generator = torch.Generator().manual_seed(2)
+    taught, head = torch.randn(2, V + 6, D, generator=generator, dtype=torch.float64)
+    terms = LossTerms(0.0, 1.0, "reverse_kl")
+    weight.requires_grad_()
+    pairs = []
+    for teacher_head in (head, head[:V]):
+        teacher = DenseTeacher(taught[:N], teacher_head)
+        loss = chunked_loss(hidden, weight, targets, terms, teacher=teacher)
+        pairs.append((loss.sum, torch.autograd.grad(loss.sum, weight)[0]))
+    assert torch.equal(pairs[0][0], pairs[1][0]) and torch.equal(pairs[0][1], pairs[1][1])
+    small = DenseTeacher(taught[:N], head[: V - 4])
+    loss = chunked_loss(hidden, weight, targets % (V - 4), terms, teacher=small)
+    (gradient,) = torch.autograd.grad(loss.sum, weight)
+    sliced = chunked_loss(hidden, weight[: V - 4], targets % (V - 4), terms, teacher=small)
+    torch.testing.assert_close(loss.sum, sliced.sum)
+    assert gradient[V - 4 :].abs().max() == 0 and gradient[: V - 4].abs().max() > 0
 
 
 @pytest.mark.parametrize("terms", TERMS)
@@ -176,11 +390,13 @@ def test_the_upstream_gradient_scales_every_gradient() -> None:
 
 
 def test_absent_entries_are_no_outcomes() -> None:
-    """Padding a teacher from K to K + 2 entries with -inf changes nothing, whatever ids stand there."""
+    """Padding a teacher from K to K + 2 entries with -inf changes nothing, whatever ids stand there: a stored
+    token's, or one of the tail's."""
     hidden, weight, _, targets, teacher = make_problem()
     hidden.requires_grad_()
+    in_tail = torch.ones(N, V).scatter_(1, teacher.ids_NK, 0.0).argmax(1, keepdim=True)
     padded = TopKTeacher(
-        torch.cat([teacher.ids_NK, teacher.ids_NK[:, :1], teacher.ids_NK[:, 1:2]], dim=1),
+        torch.cat([teacher.ids_NK, teacher.ids_NK[:, :1], in_tail], dim=1),
         torch.cat([teacher.logprobs_NK, torch.full((N, 2), -torch.inf, dtype=torch.float64)], dim=1),
         teacher.tail_logprob_N,
     )
@@ -219,5 +435,5 @@ def test_terms_that_train_nothing_are_refused(change: dict[str, float]) -> None:
 
 def test_chunks_shrink_with_the_vocabulary() -> None:
     assert choose_chunk_rows(768, "cpu") == 4096
-    assert choose_chunk_rows(151_936, "cpu") == 32
+    assert choose_chunk_rows(151_936, "cpu") == 110
     assert choose_chunk_rows(151_936, "cuda") > 800

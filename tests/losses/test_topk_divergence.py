@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raystill.losses.chunked import chunked_loss
-from raystill.losses.terms import Divergence, LossTerms
 from raystill.losses.teachers import TopKTeacher
+from raystill.losses.terms import Divergence, LossTerms
 from raystill.losses.topk_divergence import coarsen_, compute_topk_divergence
 
 V = 17

@@ -1,15 +1,17 @@
 """The loss kernel: from hidden states to loss and gradients, without logits of the whole batch.
 
-Shape letters: N rows that carry loss, D hidden, V vocabulary, K stored logprobs, J = K + 1, C rows per chunk.
+Shape letters: N rows that carry loss, D hidden, V vocabulary, C rows per chunk, R rows per block.
 
-Rows are cut into chunks. Each chunk's logits exist once, in one buffer that is reused in place: logits,
-then exponentials, then the gradient in the logits. Loss *and* gradients come out of this one pass (three
-matrix products per row; two where the head is frozen), so backward only scales what is already there.
+Rows are cut into chunks. Each chunk's logits exist once, in one buffer that is reused in place: logits, then
+their gradient. Loss *and* gradients come out of this one pass (three matrix products per row; two where the
+head is frozen; one more where a dense teacher's logits are made), so backward only scales what is there.
+Chunks are as large as matrix products like, blocks of rows within them as small as caches like.
 Peak extra memory is chunk * V + N * D + V * D numbers, never N * V.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,26 +19,34 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raystill.losses.cross_entropy import cross_entropy
+from raystill.losses.dense_divergence import finish_logits_, project_teacher
 from raystill.losses.loss import Loss
-from raystill.losses.teachers import TopKTeacher
+from raystill.losses.row_loss import RowLoss, coarse_row_loss_, dense_row_loss_
+from raystill.losses.teachers import DenseTeacher, Teacher
 from raystill.losses.terms import LossTerms
-from raystill.losses.topk_divergence import coarse_divergence, coarsen_, refine_
 
-_CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 27}
+_CHUNK_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 27}
+# Logits that fit a core's cache; a GPU takes a chunk at once.
+_BLOCK_NUMBERS = {"cpu": 1 << 19}
 _MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 32, 4096
 
 
 def choose_chunk_rows(vocab_size: int, device_type: str) -> int:
-    """Rows of a chunk, so that a chunk's logits stay near the cache (CPU) or fill the device (CUDA)."""
+    """Rows of a chunk: enough for efficient matrix products, few enough to be small beside the model."""
     numbers = _CHUNK_NUMBERS.get(device_type, _CHUNK_NUMBERS["cuda"])
     return min(max(numbers // vocab_size, _MIN_CHUNK_ROWS), _MAX_CHUNK_ROWS)
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What one pass computes, and how it is cut."""
+class _Inputs:
+    """What a pass reads, all of it detached."""
 
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    target_ids_N: Tensor
+    teacher: Teacher | None
+    weights_N: Tensor | None
     terms: LossTerms
     chunk_rows: int
     with_gradients: bool
@@ -44,12 +54,17 @@ class _Pass:
 
 @dataclass
 class _Outputs:
-    """What one pass accumulates: sums over rows, and gradients where they are wanted."""
+    """What a pass accumulates: sums over rows (ce, kd, and both weighted), and gradients where wanted."""
 
-    sums_3: Tensor  # weighted loss, CE, KD
+    sums_4: Tensor
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
     bias_V: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that sums and logits are computed in."""
+        return self.sums_4.dtype
 
 
 def chunked_loss(
@@ -58,55 +73,61 @@ def chunked_loss(
     target_ids_N: Tensor,
     terms: LossTerms,
     *,
-    teacher: TopKTeacher | None = None,
+    teacher: Teacher | None = None,
     bias_V: Tensor | None = None,
+    weights_N: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> Loss:
     """Sum over rows of ce_weight * CE + kl_weight * T^2 * KD, differentiable in hidden, weight and bias.
 
-    `target_ids_N` int64. With kl_weight 0 the teacher isn't looked at, so the result equals plain CE bit for
-    bit. Matrix products run in the autocast type where autocast is on; everything else in float32 (float64
-    inputs stay float64). Metrics: `ce` and, with a teacher, `kd_kl` (already times T^2): detached sums.
+    `target_ids_N` int64; `weights_N` multiplies each row's loss, and leaves the number of tokens as it is.
+    With kl_weight 0 the teacher isn't looked at, so the result equals plain CE bit for bit. Matrix products
+    run in the autocast type where autocast is on; everything else in float32 (float64 inputs stay float64).
+    Metrics, detached sums: `ce` and, with a teacher, `kd_kl` (already times T^2), both raw, and
+    `ce_weighted` and `kd_weighted` as they enter the loss.
     """
-    used_teacher = teacher if terms.kl_weight > 0 else None
-    if used_teacher is None and terms.kl_weight > 0:
+    used_teacher = teacher if terms.uses_teacher else None
+    if used_teacher is None and terms.uses_teacher:
         raise ValueError("kl_weight > 0 needs a teacher")
-    rows = chunk_rows or choose_chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
-    plan = _Pass(terms, rows, torch.is_grad_enabled())
-    loss, ce, kd = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, target_ids_N, used_teacher, plan
+    inputs = _Inputs(
+        hidden_ND=hidden_ND.detach(),
+        weight_VD=weight_VD.detach(),
+        bias_V=None if bias_V is None else bias_V.detach(),
+        target_ids_N=target_ids_N,
+        teacher=used_teacher,
+        weights_N=weights_N,
+        terms=terms,
+        chunk_rows=chunk_rows or choose_chunk_rows(weight_VD.shape[0], hidden_ND.device.type),
+        with_gradients=torch.is_grad_enabled(),
     )
-    metrics = {"ce": ce} if used_teacher is None else {"ce": ce, "kd_kl": kd}
+    loss, sums_4 = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, inputs)  # type: ignore[no-untyped-call]
+    ce, kd, ce_weighted, kd_weighted = sums_4.unbind()
+    metrics = {"ce": ce, "ce_weighted": ce_weighted}
+    if used_teacher is not None:
+        metrics |= {"kd_kl": kd, "kd_weighted": kd_weighted}
     return Loss(loss, int(target_ids_N.shape[0]), metrics)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        target_ids_N: Tensor,
-        teacher: TopKTeacher | None,
-        plan: _Pass,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: _Inputs
+    ) -> tuple[Tensor, Tensor]:
         want_hidden, want_weight, want_bias = (
-            plan.with_gradients and needed for needed in ctx.needs_input_grad[:3]
+            inputs.with_gradients and needed for needed in ctx.needs_input_grad[:3]
         )
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         outputs = _Outputs(
-            sums_3=torch.zeros(3, dtype=dtype, device=hidden_ND.device),
+            sums_4=torch.zeros(4, dtype=dtype, device=hidden_ND.device),
             hidden_ND=torch.empty_like(hidden_ND) if want_hidden else None,
             weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if want_weight else None,
             bias_V=torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and want_bias else None,
         )
-        _run_chunks(hidden_ND, weight_VD, bias_V, target_ids_N, teacher, plan, outputs)
+        _run_chunks(inputs, outputs)
         ctx.gradients = (outputs.hidden_ND, outputs.weight_VD, outputs.bias_V)
         ctx.types = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        loss, ce, kd = (value.clone() for value in outputs.sums_3)
-        ctx.mark_non_differentiable(ce, kd)
-        return loss, ce, kd
+        ctx.mark_non_differentiable(outputs.sums_4)
+        return outputs.sums_4[2:].sum(), outputs.sums_4
 
     @staticmethod
     @once_differentiable
@@ -115,72 +136,73 @@ class _ChunkedLoss(torch.autograd.Function):
             None if gradient is None else (gradient * grad_loss).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.types, strict=True)
         ]
-        return (*scaled, None, None, None)
+        return (*scaled, None)
 
 
-def _run_chunks(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    target_ids_N: Tensor,
-    teacher: TopKTeacher | None,
-    plan: _Pass,
-    outputs: _Outputs,
-) -> None:
-    chunk_rows = plan.chunk_rows
-    dtype = outputs.sums_3.dtype
-    matmul_dtype = _matmul_dtype(hidden_ND)
-    weight_VD = weight_VD.detach().to(matmul_dtype)
-    N, V = hidden_ND.shape[0], weight_VD.shape[0]
-    buffer_CV = torch.empty(min(chunk_rows, N), V, dtype=matmul_dtype, device=hidden_ND.device)
-    for start in range(0, N, chunk_rows):
-        stop = min(start + chunk_rows, N)
-        hidden_CD = hidden_ND[start:stop].detach().to(matmul_dtype)
-        logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: stop - start]).to(dtype)
-        if bias_V is not None:
-            logits_CV.add_(bias_V.detach())
-        rows = None if teacher is None else teacher.rows(start, stop)
-        gradient_CV = _chunk_loss(logits_CV, target_ids_N[start:stop], rows, plan, outputs)
-        if gradient_CV is None:
+def _run_chunks(inputs: _Inputs, outputs: _Outputs) -> None:
+    matmul_dtype = _matmul_dtype(inputs.hidden_ND)
+    weight_VD = inputs.weight_VD.to(matmul_dtype)
+    N, V = inputs.hidden_ND.shape[0], weight_VD.shape[0]
+    buffer_CV = inputs.hidden_ND.new_empty(min(inputs.chunk_rows, N), V, dtype=matmul_dtype)
+    for start, stop in _cuts(0, N, inputs.chunk_rows):
+        hidden_CD = inputs.hidden_ND[start:stop].to(matmul_dtype)
+        logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: stop - start])
+        teacher = None if inputs.teacher is None else inputs.teacher.rows(start, stop)
+        taught_CM = project_teacher(teacher, V) if isinstance(teacher, DenseTeacher) else None
+        for first, last in _cuts(0, stop - start, _block_rows(V, logits_CV.device.type)):
+            taught_RM = None if taught_CM is None else taught_CM[first:last]
+            _run_block(inputs, outputs, logits_CV[first:last], taught_RM, start + first)
+        if not inputs.with_gradients:
             continue
         if outputs.bias_V is not None:
-            outputs.bias_V.add_(gradient_CV.sum(dim=0))
-        gradient_CV = gradient_CV.to(matmul_dtype)
+            outputs.bias_V.add_(logits_CV.sum(dim=0, dtype=outputs.dtype))
         if outputs.hidden_ND is not None:
-            outputs.hidden_ND[start:stop] = gradient_CV @ weight_VD
+            outputs.hidden_ND[start:stop] = logits_CV @ weight_VD
         if outputs.weight_VD is not None:
-            _accumulate(outputs.weight_VD, gradient_CV.T, hidden_CD)
+            _accumulate(outputs.weight_VD, logits_CV.T, hidden_CD)
 
 
-def _chunk_loss(
-    logits_CV: Tensor,
-    target_ids_C: Tensor,
-    teacher: TopKTeacher | None,
-    plan: _Pass,
-    outputs: _Outputs,
-) -> Tensor | None:
-    """Add the chunk's sums to `outputs`; return its gradient in the logits, in the memory of `logits_CV`."""
-    terms = plan.terms
-    target_ids_C1 = target_ids_C.unsqueeze(-1)
-    target_logits_C = logits_CV.gather(1, target_ids_C1).squeeze(-1)
-    coarse = coarsen_(logits_CV, teacher)
-    ce_C, probabilities_CJ = cross_entropy(coarse.logits_NJ, target_logits_C)
-    loss_C, gradient_CJ = terms.ce_weight * ce_C, terms.ce_weight * probabilities_CJ
-    if teacher is not None:
-        teacher_CJ = teacher.coarse_logprobs(logits_CV.dtype)
-        kd_C, kd_gradient_CJ = coarse_divergence(
-            coarse.logits_NJ, teacher_CJ, terms.divergence, terms.kd_temperature
-        )
-        loss_C = loss_C + terms.kl_weight * kd_C
-        gradient_CJ = gradient_CJ + terms.kl_weight * kd_gradient_CJ
-        outputs.sums_3[2] += kd_C.sum()
-    outputs.sums_3[0] += loss_C.sum()
-    outputs.sums_3[1] += ce_C.sum()
-    if not plan.with_gradients:
-        return None
-    gradient_CV = refine_(coarse, gradient_CJ, teacher)
-    onehot_C1 = torch.full_like(target_ids_C1, -1, dtype=logits_CV.dtype).mul_(terms.ce_weight)
-    return gradient_CV.scatter_add_(1, target_ids_C1, onehot_C1)
+def _run_block(
+    inputs: _Inputs, outputs: _Outputs, logits_RV: Tensor, taught_RM: Tensor | None, first: int
+) -> None:
+    """Add the sums of the rows from `first` on; turn their logits into the loss's gradient, in place.
+
+    `taught_RM` is a dense teacher's product of the same rows.
+    """
+    last = first + logits_RV.shape[0]
+    exact_RV = logits_RV.to(outputs.dtype)
+    if inputs.bias_V is not None:
+        exact_RV.add_(inputs.bias_V)
+    teacher = None if inputs.teacher is None else inputs.teacher.rows(first, last)
+    weights_R = None if inputs.weights_N is None else inputs.weights_N[first:last].to(outputs.dtype)
+    targets_R, flag = inputs.target_ids_N[first:last], inputs.with_gradients
+    if isinstance(teacher, DenseTeacher):
+        assert taught_RM is not None
+        known_RM = finish_logits_(taught_RM, teacher, outputs.dtype)
+        found = dense_row_loss_(exact_RV, targets_R, known_RM, inputs.terms, weights_R, with_gradient=flag)
+    else:
+        found = coarse_row_loss_(exact_RV, targets_R, teacher, inputs.terms, weights_R, with_gradient=flag)
+    _add_sums(outputs.sums_4, found)
+    if found.gradient_NV is not None and logits_RV.dtype != outputs.dtype:
+        logits_RV.copy_(found.gradient_NV)
+
+
+def _add_sums(sums_4: Tensor, found: RowLoss) -> None:
+    sums_4[0] += found.ce_N.sum()
+    sums_4[2] += (found.ce_N * found.ce_weight).sum()
+    if found.kd_N is not None:
+        sums_4[1] += found.kd_N.sum()
+        sums_4[3] += (found.kd_N * found.kl_weight).sum()
+
+
+def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _block_rows(vocab_size: int, device_type: str) -> int:
+    numbers = _BLOCK_NUMBERS.get(device_type)
+    return _MAX_CHUNK_ROWS if numbers is None else max(numbers // vocab_size, 1)
 
 
 def _matmul_dtype(hidden_ND: Tensor) -> torch.dtype:

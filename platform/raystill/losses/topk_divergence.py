@@ -1,4 +1,4 @@
-"""Divergence between a teacher known at its K best tokens plus one tail bucket, and a student's logits.
+"""A teacher known at its K best tokens plus one tail bucket, against a student's logits.
 
 Shape letters: N rows that carry loss, V vocabulary, K stored logprobs, J = K + 1 coarse outcomes (the K
 tokens and "anything else").
@@ -13,6 +13,11 @@ dense one on u. By the data-processing inequality it never exceeds the divergenc
 At a KD temperature T other than 1 the *coarse* distributions of both sides are tempered, p^(1/T) / Z (the
 teacher's full distribution isn't known), and the term is multiplied by T^2 so that its gradient keeps its
 size (Hinton et al. 2015). With K = V the tail is empty and this is dense tempered distillation exactly.
+
+`tail` is what becomes of the mass outside the K tokens. bucket: one more outcome, as above. The other two are
+what others do, and biased. renormalised: the teacher's K probabilities are scaled to sum to 1, the student is
+pushed to put nothing elsewhere. dropped: the sum over outcomes leaves the tail out, so it may be negative,
+and isn't at rest where the two agree.
 """
 
 from __future__ import annotations
@@ -22,11 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raystill.losses.divergences import compare, project
 from raystill.losses.teachers import TopKTeacher
-from raystill.losses.terms import Divergence
-
-# Reverse KL weighs log(student / teacher): a teacher outcome of mass 0 counts as this one (about 1e-20).
-LOG_FLOOR = -46.0
+from raystill.losses.terms import Divergence, LossTerms, Tail
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def coarsen_(logits_NV: Tensor, teacher: TopKTeacher | None) -> CoarseLogits:
     else:
         absent_NK = torch.isneginf(teacher.logprobs_NK)
         top_logits_NK = logits_NV.gather(1, teacher.ids_NK).masked_fill_(absent_NK, -torch.inf)
-        logits_NV.scatter_(1, teacher.ids_NK, -torch.inf)
+        # Adding, since an absent entry's id may be that of a token in the tail, or repeat a stored one.
+        removed_NK = torch.full_like(top_logits_NK, -torch.inf).masked_fill_(absent_NK, 0.0)
+        logits_NV.scatter_add_(1, teacher.ids_NK, removed_NK)
     largest_N1 = logits_NV.amax(dim=-1, keepdim=True)
     largest_N1.masked_fill_(torch.isneginf(largest_N1), 0.0)  # an empty tail: exp(-inf - 0) = 0
     weights_NV = logits_NV.sub_(largest_N1).exp_()
@@ -75,26 +80,28 @@ def refine_(coarse: CoarseLogits, gradient_NJ: Tensor, teacher: TopKTeacher | No
 
 
 def coarse_divergence(
-    coarse_logits_NJ: Tensor, teacher_logprobs_NJ: Tensor, divergence: Divergence, kd_temperature: float
+    coarse_logits_NJ: Tensor, log_t_NJ: Tensor, terms: LossTerms, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """T^2 * divergence per row in nats, and its gradient in the coarse logits.
 
-    With s = softmax(u / T) and t the teacher's tempered distribution:
-    forward_kl: sum t (log t - log s), gradient T (s - t).
-    reverse_kl: R = sum s (log s - log t), gradient T s (log s - log t - R).
+    `log_t_NJ` are the teacher's coarse logprobs at temperature 1 (`teacher_outcomes`); T is a number, or one
+    per row as [N, 1].
     """
-    T = kd_temperature
-    log_s_NJ = torch.log_softmax(coarse_logits_NJ / T, dim=-1)
-    log_t_NJ = torch.log_softmax(teacher_logprobs_NJ / T, dim=-1)
-    s_NJ = log_s_NJ.exp()
-    if divergence == "forward_kl":
-        t_NJ = log_t_NJ.exp()
-        terms_NJ = torch.where(t_NJ > 0, t_NJ * (log_t_NJ - log_s_NJ), 0.0)
-        return T * T * terms_NJ.sum(dim=-1), T * (s_NJ - t_NJ)
-    log_ratio_NJ = log_s_NJ - log_t_NJ.clamp(min=LOG_FLOOR)
-    terms_NJ = torch.where(s_NJ == 0, 0.0, s_NJ * log_ratio_NJ)
-    value_N = terms_NJ.sum(dim=-1)
-    return T * T * value_N, T * (terms_NJ - s_NJ * value_N.unsqueeze(-1))
+    log_s_NJ = torch.log_softmax(coarse_logits_NJ / temperature, dim=-1)
+    log_t_NJ = torch.log_softmax(log_t_NJ / temperature, dim=-1)
+    value_NJ, pull_NJ = compare(log_s_NJ, log_t_NJ, terms)
+    if terms.tail == "dropped":
+        value_NJ[:, -1], pull_NJ[:, -1] = 0.0, 0.0
+    scale = temperature * temperature
+    return (scale * value_NJ).sum(dim=-1), project(pull_NJ, log_s_NJ.exp()).mul_(temperature)
+
+
+def teacher_outcomes(teacher: TopKTeacher, tail: Tail, dtype: torch.dtype) -> Tensor:
+    """The teacher's coarse logprobs at temperature 1, normalised over what `tail` keeps. [N, J]."""
+    logprobs_NJ = teacher.coarse_logprobs(dtype)
+    if tail == "renormalised":
+        logprobs_NJ[:, -1] = -torch.inf
+    return torch.log_softmax(logprobs_NJ, dim=-1)
 
 
 def compute_topk_divergence(
@@ -106,6 +113,6 @@ def compute_topk_divergence(
     """The divergence per row, in nats, of full logits: for measuring. [N] in float32 (float64 stays)."""
     dtype = torch.promote_types(logits_NV.dtype, torch.float32)
     coarse = coarsen_(logits_NV.detach().to(dtype, copy=True), teacher)
-    teacher_NJ = teacher.coarse_logprobs(dtype)
-    value_N, _ = coarse_divergence(coarse.logits_NJ, teacher_NJ, divergence, kd_temperature)
-    return value_N
+    terms = LossTerms(divergence=divergence)
+    log_t_NJ = teacher_outcomes(teacher, terms.tail, dtype)
+    return coarse_divergence(coarse.logits_NJ, log_t_NJ, terms, kd_temperature)[0]

@@ -1,0 +1,52 @@
+"""A teacher known over its whole vocabulary, against a student's logits.
+
+Shape letters: N rows that carry loss, V the student's vocabulary, M the vocabulary that both have, D hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raystill.losses.divergences import compare, project
+from raystill.losses.teachers import DenseTeacher
+from raystill.losses.terms import LossTerms
+
+
+def project_teacher(teacher: DenseTeacher, vocab_size: int) -> Tensor:
+    """The head's product over the first min(the teacher's V, `vocab_size`) tokens. [N, M].
+
+    It runs in the autocast type where autocast is on, else in the type of the teacher's weights.
+    """
+    weight_MD = teacher.weight_VD[:vocab_size].detach()
+    bias_M = None if teacher.bias_V is None else teacher.bias_V[:vocab_size].detach()
+    return torch.nn.functional.linear(teacher.hidden_ND.detach().to(weight_MD.dtype), weight_MD, bias_M)
+
+
+def finish_logits_(product_NM: Tensor, teacher: DenseTeacher, dtype: torch.dtype) -> Tensor:
+    """The product as the teacher's logits in `dtype`: scaled, then soft-capped, where its family does so."""
+    logits_NM = product_NM.to(dtype)
+    if teacher.scale != 1.0:
+        logits_NM.mul_(teacher.scale)
+    if teacher.softcap is not None:
+        logits_NM.div_(teacher.softcap).tanh_().mul_(teacher.softcap)
+    return logits_NM
+
+
+def dense_divergence_(
+    log_s_NM: Tensor, log_t_NM: Tensor, terms: LossTerms, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """T^2 * divergence per row in nats, and its gradient in the student's logits.
+
+    Both arguments are logprobs already tempered by T (a number, or one per row as [N, 1]), and are used up as
+    memory.
+    """
+    if terms.divergence == "forward_kl":  # as `compare`, in fewer passes over the vocabulary
+        t_NM = log_t_NM.exp()
+        value_N1 = torch.linalg.vecdot(t_NM, log_t_NM.sub_(log_s_NM)).unsqueeze(-1)
+        gradient_NM = log_s_NM.exp_().sub_(t_NM)
+    else:
+        value_NM, pull_NM = compare(log_s_NM, log_t_NM, terms)
+        value_N1 = value_NM.sum(dim=-1, keepdim=True)
+        gradient_NM = project(pull_NM, log_s_NM.exp_())
+    return (temperature * temperature * value_N1).squeeze(-1), gradient_NM.mul_(temperature)
