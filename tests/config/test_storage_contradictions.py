@@ -1,4 +1,4 @@
-"""Object storage is refused where files are made by rename and guarded by locks."""
+"""Object storage is refused where files are made by rename and guarded by locks, and taken elsewhere."""
 
 from __future__ import annotations
 
@@ -6,14 +6,47 @@ import pytest
 
 from raystill.config.load import load_config
 from raystill.errors import ConfigError
+from raystill.run.paths import RunPaths
+from raystill.run.remote import is_remote
 
 
-@pytest.mark.parametrize("key", ["teacher.store.path", "run.dir"])
-@pytest.mark.parametrize("place", ["s3://bucket/prefix", "gs://bucket", "memory://x"])
-def test_addresses_are_refused_with_the_reason(key: str, place: str) -> None:
-    with pytest.raises(ConfigError, match="renames and locks") as caught:
-        load_config([], [f"{key}={place}"])
-    assert caught.value.problems[0].where
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["run.dir=s3://bucket/prefix"], "renames and locks"),
+        (["run.dir=gs://bucket"], "renames and locks"),
+        (["teacher.store.path=gs://bucket"], "only s3://"),
+        (["teacher.store.path=memory://x"], "only s3://"),
+        (["teacher.store.path=s3://key:secret@bucket/x"], "credentials"),
+        (
+            [
+                "teacher.store.path=s3://bucket/x",
+                "teacher.open.model.name=m",
+                "teacher.open.pipeline.resume=false",
+            ],
+            "set an old store aside",
+        ),
+        (
+            [
+                "teacher.store.path=s3://bucket/x",
+                "teacher.closed.model.name=m",
+                "teacher.closed.endpoint.base_url=http://127.0.0.1:1/v1",
+            ],
+            "journal",
+        ),
+    ],
+)
+def test_addresses_are_refused_with_the_reason(settings: list[str], why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([], settings)
+    (problem,) = [problem for problem in caught.value.problems if why in problem.what]
+    assert problem.where
+
+
+def test_a_store_of_a_teacher_with_open_weights_may_be_on_s3() -> None:
+    settings = ["teacher.store.path=s3://bucket/x", "teacher.open.model.name=m"]
+    paths = RunPaths.from_config(load_config([], settings).config)
+    assert str(paths.store) == "s3://bucket/x" and is_remote(paths.store)
 
 
 @pytest.mark.parametrize("place", ["runs/a", "/data/s3/store", "C:/runs"])

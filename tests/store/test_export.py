@@ -10,12 +10,25 @@ import pytest
 from store_builder import IDENTITY, build_store, make_row
 
 from raystill.errors import DataError
+from raystill.store import export
 from raystill.store.export import export_jsonl
+from raystill.store.requests import Request, save_requests
 from raystill.store.store import open_store
 
 
 def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n")[:-1]]
+
+
+def test_text_beyond_memory_is_sorted_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [replace(make_row(i), sample_index=i % 3, prompt_id=f"é{i % 7}") for i in range(40)]
+    store = build_store(tmp_path / "store", rows, num_partitions=3, rows_per_part=5)
+    export_jsonl(store, tmp_path / "memory.jsonl")
+    monkeypatch.setattr(export, "_RUN_BYTES", 1)
+    monkeypatch.setattr(export, "_BATCH_ROWS", 2)
+    assert export_jsonl(store, tmp_path / "disk.jsonl") == 40
+    assert (tmp_path / "disk.jsonl").read_bytes() == (tmp_path / "memory.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.jsonl", "memory.jsonl", "store"]
 
 
 def test_rows_are_sorted_and_say_what_was_asked_and_answered(tmp_path: Path) -> None:
@@ -60,7 +73,8 @@ def test_the_instruction_is_the_last_user_message(tmp_path: Path) -> None:
 
 def test_chosen_keys_and_an_empty_store(tmp_path: Path) -> None:
     store = build_store(tmp_path / "store", [make_row(1), make_row(2)])
-    assert export_jsonl(store, tmp_path / "x.jsonl", keys=[make_row(1).key]) == 1
+    save_requests(tmp_path / "run.parquet", [Request(make_row(1).key, "p", "train")])
+    assert export_jsonl(store, tmp_path / "x.jsonl", requests=tmp_path / "run.parquet") == 1
     assert export_jsonl(open_store(tmp_path / "empty", IDENTITY, 2), tmp_path / "y.jsonl") == 0
     assert (tmp_path / "y.jsonl").read_bytes() == b""
 

@@ -14,6 +14,7 @@ from raystill.config.keys import all_keys
 from raystill.config.load import load_config
 from raystill.config.schema import Config
 from raystill.errors import ConfigError
+from raystill.store.requests import load_requests
 from raystill.store.store import open_store
 from raystill.teacher.build_engine import expected_rows_in_flight, transformers_settings
 from raystill.teacher.generate_stage import build_orders
@@ -79,7 +80,9 @@ def observe(config: Config, directory: Path) -> str:
         for i, text in enumerate(texts)
     ]
     save_prompts(directory / "prompts.parquet", prompts)
-    plan = plan_open_requests(teacher, store, directory / "prompts.parquet", directory / "scratch")
+    plan = plan_open_requests(
+        teacher, store, directory / "prompts.parquet", directory / "plan.parquet", directory / "scratch"
+    )
     blueprint, order = build_orders(teacher, store, plan, directory)
     if teacher.facts.engine == "vllm":
         made: Any = vllm_settings(
@@ -89,7 +92,7 @@ def observe(config: Config, directory: Path) -> str:
         made = transformers_settings(blueprint)
     facts = [
         asdict(made), asdict(order.work), expected_rows_in_flight(blueprint),
-        sorted(vars(request).items() for request in plan.requests),
+        sorted(vars(request).items() for request in load_requests(plan.table)),
     ]  # fmt: skip
     return json.dumps(facts, sort_keys=True, default=str)
 

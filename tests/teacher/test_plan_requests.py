@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ import pytest
 from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.run.paths import RunPaths
-from raystill.store.identity import partition_of, row_seed
-from raystill.store.requests import Request
+from raystill.store.identity import StoreIdentity, partition_of, request_key, row_seed
+from raystill.store.records import Reject
+from raystill.store.requests import Request, load_requests, save_requests
 from raystill.store.store import open_store
+from raystill.store.writer import PartWriter
 from raystill.teacher.engine import Sampling
 from raystill.teacher.identify import identify_teacher
 from raystill.teacher.open_requests import plan_open_requests
-from raystill.teacher.plan_requests import RequestPlan
+from raystill.teacher.plan_requests import Question, RequestPlan, RequestPlanner
 from raystill.teacher.preview import choose_requests
 from raystill.teacher.progress import Progress
+from raystill.teacher.request_list import list_fingerprint
 from raystill.teacher.row_order import mark_tail
 from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
 from raystill.teacher.shards import Shard
@@ -31,6 +35,14 @@ from raystill.text.prompt_table import save_prompts
 
 MakeConfig = Callable[..., Config]
 DRAWN = Sampling(0.8, 0.95, 50, 16)
+IDENTITY = StoreIdentity(
+    teacher="t",
+    engine="fake",
+    dtype="float32",
+    tokenizer_sha256="a",
+    chat_template_sha256="b",
+    num_logprobs=0,
+)
 
 
 def plan_of(config: Config, prompts: list[Prompt], tmp_path: Path) -> tuple[RequestPlan, list[Any]]:
@@ -39,7 +51,9 @@ def plan_of(config: Config, prompts: list[Prompt], tmp_path: Path) -> tuple[Requ
     save_prompts(paths.prompt_table, prompts)
     teacher = identify_teacher(config)
     store = open_store(tmp_path / "store", teacher.identity, 4)
-    plan = plan_open_requests(teacher, store, paths.prompt_table, tmp_path / "scratch")
+    plan = plan_open_requests(
+        teacher, store, paths.prompt_table, tmp_path / "plan.parquet", tmp_path / "scratch"
+    )
     return plan, [row for shard in plan.shards for row in shard.read()]
 
 
@@ -65,14 +79,98 @@ def test_training_prompts_get_n_samples_and_held_out_ones_get_one(
     assert Counter(len(found) for found in samples.values()) == {1: 4, 3: 16}
 
 
+def planner_of(config: Config, asked: list[str]) -> RequestPlanner:
+    """A planner without a model, which notes the prompts that it renders."""
+
+    def ask(prompt: Prompt) -> Question:
+        asked.append(prompt.id)
+        words = str(prompt.messages[0]["content"])
+        return Question(
+            DRAWN, rendered=[len(words), ord(words[-1])], facts=vars(DRAWN), prompt_token_ids=[1, 2]
+        )
+
+    return RequestPlanner(config, IDENTITY, ask, {"version": 1}, lambda rows: rows, 1)
+
+
+def test_only_prompts_with_open_requests_are_rendered_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(base={"num_samples": 2})
+    prompts = [prompt(index, "eval" if index == 4 else "train", words="w" * index) for index in range(9)]
+    prompts.append(replace(prompts[3], id="alike"))  # renders like p003, so it makes no request
+    save_prompts(tmp_path / "prompts.parquet", prompts)
+    store = open_store(tmp_path / "store", IDENTITY, 4)
+    table = tmp_path / "plan" / "requests.parquet"
+    asked: list[str] = []
+    planner = planner_of(config, asked)
+
+    def plan(name: str) -> RequestPlan:
+        asked.clear()
+        return planner.plan(store, tmp_path / "prompts.parquet", table, tmp_path / name)
+
+    first = plan("first")
+    assert asked == [each.id for each in prompts] and first.num_requests == 8 * 2 + 1
+    by_hand = {
+        request_key(IDENTITY, [len("w" * i) + 9, ord(str(i))], vars(DRAWN), seed=0, sample_index=sample)
+        for i in range(9)
+        for sample in range(1 if i == 4 else 2)
+    }
+    listed = load_requests(first.table)
+    assert {request.key for request in listed} == by_hand
+    assert "alike" not in {request.prompt_id for request in listed}
+    written = table.read_bytes()
+    rows = {row["key"]: row for shard in first.shards for row in shard.read()}
+    assert rows.keys() == by_hand
+
+    answered = {request.key for request in listed if request.prompt_id not in ("p002", "p005")}
+    answered |= {next(request.key for request in listed if request.prompt_id == "p005")}
+    with PartWriter(store) as writer:
+        for part in range(4):
+            done = [reject_of(key) for key in answered if partition_of(key, 4) == part]
+            if done:
+                writer.commit_rejects(part, done)
+    second = plan("second")
+    assert asked == ["p002", "p005"]
+    left = {row["key"]: row for shard in second.shards for row in shard.read()}
+    assert left.keys() == by_hand - answered and all(left[key] == rows[key] for key in left)
+    assert (second.num_requests, second.reused) == (17, 14) and table.read_bytes() == written
+
+    for spoilt in (b"", written[:-9]):
+        table.write_bytes(spoilt)
+        assert plan(f"spoilt-{len(spoilt)}").num_requests == 17 and len(asked) == 10
+        assert table.read_bytes() == written
+    planner = replace(planner, facts={"version": 2})
+    plan("other facts")
+    assert len(asked) == 10
+    save_prompts(tmp_path / "prompts.parquet", prompts[:-2])
+    assert plan("fewer prompts").num_requests == 15 and len(asked) == 8
+
+
+def reject_of(key: str) -> Reject:
+    return Reject(key, "p", "generate", "context", "too long", 1)
+
+
+def test_how_a_run_is_carried_out_changes_no_plan(make_config: MakeConfig, tmp_path: Path) -> None:
+    save_prompts(tmp_path / "prompts.parquet", [prompt(0)])
+    config = make_config()
+
+    def fingerprint(**changes: Any) -> str:
+        teacher = config.teacher.model_copy(update=changes)
+        changed = config.model_copy(update={"teacher": teacher})
+        return list_fingerprint(changed, IDENTITY, tmp_path / "prompts.parquet", {})
+
+    more_engines = config.teacher.vllm.model_copy(update={"num_engines": 7})
+    assert fingerprint() == fingerprint(vllm=more_engines)
+    more_samples = config.teacher.base.model_copy(update={"num_samples": 7})
+    assert fingerprint() != fingerprint(base=more_samples)
+
+
 def test_the_first_sample_has_the_key_of_a_run_without_samples(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     prompts = [prompt(index) for index in range(6)]
     one, _ = plan_of(make_config(), prompts, tmp_path / "one")
     three, _ = plan_of(make_config(base={"num_samples": 3}), prompts, tmp_path / "three")
-    first = {request.key for request in three.requests if request.sample_index == 0}
-    assert first == {request.key for request in one.requests}
+    first = {request.key for request in load_requests(three.table) if request.sample_index == 0}
+    assert first == {request.key for request in load_requests(one.table)}
 
 
 def test_common_prefixes_are_side_by_side(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -90,7 +188,7 @@ def test_common_prefixes_are_side_by_side(make_config: MakeConfig, tmp_path: Pat
 def test_rows_may_ask_for_their_own_sampling(make_config: MakeConfig, tmp_path: Path) -> None:
     plain, _ = plan_of(make_config(), [prompt(0)], tmp_path / "plain")
     hot, rows = plan_of(make_config(), [prompt(0, sampling={"temperature": 1.5})], tmp_path / "hot")
-    assert hot.requests[0].key != plain.requests[0].key
+    assert load_requests(hot.table)[0].key != load_requests(plain.table)[0].key
     assert json.loads(rows[0]["sampling"]) == {"temperature": 1.5}
     greedy = [prompt(1, sampling={"temperature": 0.0})]
     plan, _ = plan_of(make_config(base={"num_samples": 4}), greedy, tmp_path / "greedy")
@@ -148,12 +246,13 @@ def test_the_tail_fraction_begins_when_the_engines_are_no_longer_full() -> None:
     assert Progress(total=5).tail_fraction == 0.0
 
 
-def test_a_preview_shows_training_prompts_once_and_always_the_same() -> None:
+def test_a_preview_shows_training_prompts_once_and_always_the_same(tmp_path: Path) -> None:
     requests = [
         Request(f"{index:02d}", f"p{index}", "eval" if index < 3 else "train", index % 2)
         for index in range(12)
     ]
-    chosen = choose_requests(requests, 3)
+    save_requests(tmp_path / "requests.parquet", requests)
+    chosen = choose_requests(tmp_path / "requests.parquet", 3)
     assert [request.key for request in chosen] == ["04", "06", "08"]
-    assert choose_requests(requests[::-1], 3) == chosen
-    assert len(choose_requests(requests, 100)) == 6
+    everything = choose_requests(tmp_path / "requests.parquet", 100)
+    assert [request.split for request in everything] == ["train"] * 4 + ["eval"] * 2

@@ -3,6 +3,7 @@
 runs/<name>/
   prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
   teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
+  plan/               requests.parquet: what the last generate planned; may be deleted
   generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
   curate/             selected.parquet, rejects.parquet, report.json, manifest.json (curate)
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from raystill.config.schema import Config
+from raystill.run.remote import open_place
 
 StageName = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
@@ -39,8 +41,8 @@ class RunPaths:
     def from_config(cls, config: Config) -> RunPaths:
         """The run directory that `run.dir` and `run.name` name, and the store it uses."""
         root = Path(config.run.dir).expanduser() / config.run.name
-        own_store = config.teacher.store.path
-        return cls(root=root, store=Path(own_store).expanduser() if own_store else root / "teacher_store")
+        own_store = config.teacher.base.from_store or config.teacher.store.path
+        return cls(root=root, store=open_place(own_store) if own_store else root / "teacher_store")
 
     def stage_dir(self, stage: StageName) -> Path:
         """Directory of a stage's output; it holds the stage's manifest."""
@@ -57,6 +59,11 @@ class RunPaths:
     @property
     def teacher_jsonl(self) -> Path:
         return self.stage_dir("generate") / "teacher.jsonl"
+
+    @property
+    def request_plan(self) -> Path:
+        """What the last run of generate planned, so that the next one need not render every prompt again."""
+        return self.root / "plan" / "requests.parquet"
 
     @property
     def requests(self) -> Path:

@@ -3,7 +3,7 @@
 Order for a file: write to a hidden temporary name beside it, fsync, rename, fsync the directory. For a
 directory: fill a hidden temporary one, fsync every file, rename, fsync the parent. A crash leaves only
 hidden `.tmp-*` names behind, which `sweep_temporaries` removes. A full disk is an EnvironmentFault, whoever
-meets it first.
+meets it first. On object storage a file is written aside and put there in one piece.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from raystill.errors import EnvironmentFault
 from raystill.run.failpoint import failpoint
+from raystill.run.remote import is_remote, put_object
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
@@ -45,7 +47,7 @@ def make_directory(path: Path) -> None:
 
     Raises EnvironmentFault where the place can't be written.
     """
-    if path.is_dir():
+    if is_remote(path) or path.is_dir():  # object storage has none
         return
     with disk_faults(path):
         missing = [place for place in (path, *path.parents) if not place.exists()]
@@ -60,12 +62,17 @@ def temporary_sibling(path: Path) -> Path:
 
 
 @contextmanager
-def publish_file(path: Path) -> Iterator[Path]:
+def publish_file(path: Path, *, once: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path` atomically.
 
-    Raises whatever the body raises, after removing the temporary file; EnvironmentFault where the disk is
-    full or the place can't be written.
+    `once` says that nothing can be at `path` yet, which object storage is told to see to. Raises whatever the
+    body raises, after removing the temporary file; EnvironmentFault where the disk is full or the place can't
+    be written, RemoteError where object storage refuses.
     """
+    if is_remote(path):
+        with _publish_object(path, once) as temporary:
+            yield temporary
+        return
     make_directory(path.parent)
     temporary = temporary_sibling(path)
     try:
@@ -78,6 +85,17 @@ def publish_file(path: Path) -> Iterator[Path]:
             fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _publish_object(path: Path, once: bool) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="raystill-put-") as directory:
+        temporary = Path(directory) / path.name
+        with disk_faults(temporary):
+            yield temporary
+        failpoint("publish_file:before_rename")
+        put_object(path, temporary.read_bytes(), if_absent=once)
+        failpoint("publish_file:after_rename")
 
 
 @contextmanager

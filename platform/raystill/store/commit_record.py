@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raystill.errors import DataError
 from raystill.run.publish import publish_file
+from raystill.run.remote import is_remote, remote_faults
 from raystill.store.codec import CODEC
 from raystill.store.keys import KEY_BYTES, unpack_keys
 from raystill.store.layout import Kind, commit_name
@@ -74,7 +75,7 @@ def save_commit(store: TeacherStore, record: CommitRecord) -> CommitRecord:
     """Publish a commit, which makes its part exist; returns it with its checksum."""
     blank = record.model_copy(update={"checksum": _NO_CHECKSUM}).model_dump_json().encode("utf-8") + b"\n"
     checksum = hashlib.sha256(blank + record.packed_keys).hexdigest()
-    with publish_file(record.path(store)) as temporary:
+    with publish_file(record.path(store), once=True) as temporary:
         temporary.write_bytes(blank.replace(_NO_CHECKSUM.encode(), checksum.encode()) + record.packed_keys)
     return record.model_copy(update={"checksum": checksum})
 
@@ -108,7 +109,8 @@ def parse_commit(path: Path, raw: bytes, *, is_verified: bool = False) -> Commit
 def list_commit_paths(store: TeacherStore, partition: int) -> list[Path]:
     """Paths of a partition's commits, sorted by name; retired ones that are still there included."""
     folder = store.layout.commits(partition)
-    return sorted(folder.glob("[!.]*.commit")) if folder.is_dir() else []
+    with remote_faults(folder):
+        return sorted(folder.glob("[!.]*.commit")) if is_remote(folder) or folder.is_dir() else []
 
 
 def _refuse_other_format(path: Path, facts: dict[str, Any]) -> None:

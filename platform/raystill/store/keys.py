@@ -62,6 +62,13 @@ class Keys:
         """Keys given as text."""
         return cls.from_packed(pack_keys(names))
 
+    @classmethod
+    def join(cls, parts: Sequence[Keys]) -> Keys:
+        """All of `parts`, one after the other."""
+        return cls(
+            *(np.concatenate(halves) for halves in zip(*((k.high_N, k.low_N) for k in parts), strict=True))
+        )
+
     def __len__(self) -> int:
         return len(self.high_N)
 

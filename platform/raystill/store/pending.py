@@ -6,7 +6,7 @@ table, whatever the number of rows, and no row becomes a Python object.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystill.errors import DataError
-from raystill.store.keys import Keys, pack_column
+from raystill.store.keys import Keys, KeySet, pack_column
+from raystill.store.layout import Kind
+from raystill.store.reader import iter_tables
 from raystill.store.rejects import Answered, load_answered
 from raystill.store.requests import REQUEST_SCHEMA
 from raystill.store.store import TeacherStore
@@ -69,8 +71,46 @@ def iter_pending(store: TeacherStore, requests: Path) -> Iterator[tuple[int, pa.
                 yield part.partition, rows.slice(part.start, len(pending)).filter(pending)
 
 
+def iter_requested_keys(requests: Path, num_partitions: int) -> Iterator[tuple[int, Keys]]:
+    """The keys of a run by partition, ascending; a partition's keys in memory. Raises like `iter_pending`."""
+    current, found = 0, [Keys.from_packed()]
+    for partition, _, _, keys in _iter_keys(requests, num_partitions):
+        if partition != current:
+            yield current, Keys.join(found)
+            current, found = partition, []
+        found.append(keys)
+    yield current, Keys.join(found)
+
+
+def iter_requested(
+    store: TeacherStore, requests: Path, columns: Collection[str], kind: Kind = "rows"
+) -> Iterator[pa.Table]:
+    """What the store holds of a run: tables of `columns` in the order of `iter_tables`.
+
+    Memory: one part, and the keys of a partition. Raises like `iter_tables` and `iter_pending`.
+    """
+    for partition, keys in iter_requested_keys(requests, store.num_partitions):
+        if len(keys):
+            wanted = KeySet(keys)
+            needed = columns if "key" in columns else [*columns, "key"]
+            for table in iter_tables(store, kind=kind, columns=needed, partitions=(partition,)):
+                own = wanted.contains(Keys.from_packed(pack_column(table.column("key"))))
+                if own.any():
+                    yield table.filter(pa.array(own)).select(list(columns))
+
+
 def _iter_slices(store: TeacherStore, requests: Path) -> Iterator[_Slice]:
     answered: tuple[int, Answered] | None = None
+    for partition, group, start, keys in _iter_keys(requests, store.num_partitions):
+        if answered is None or answered[0] != partition:
+            answered = partition, load_answered(store, partition)
+        is_stored = answered[1].stored.contains(keys)
+        is_rejected = answered[1].rejected.contains(keys) & ~is_stored
+        yield _Slice(partition, group, start, pa.array(is_stored), pa.array(is_rejected))
+
+
+def _iter_keys(requests: Path, num_partitions: int) -> Iterator[tuple[int, int, int, Keys]]:
+    """Partition, row group, first row and keys of every run of rows of one partition in one row group."""
     last_high = 0
     try:
         file = pq.ParquetFile(requests)
@@ -85,17 +125,11 @@ def _iter_slices(store: TeacherStore, requests: Path) -> Iterator[_Slice]:
             if not keys.is_sorted() or (len(keys) and int(keys.high_N[0]) < last_high):
                 raise _unreadable(requests)
             last_high = int(keys.high_N[-1]) if len(keys) else last_high
-            edges = keys.partition_edges(store.num_partitions)
-            for partition in range(store.num_partitions):
+            edges = keys.partition_edges(num_partitions)
+            for partition in range(num_partitions):
                 start, end = edges[partition], edges[partition + 1]
-                if start == end:
-                    continue
-                if answered is None or answered[0] != partition:
-                    answered = partition, load_answered(store, partition)
-                own = keys.take(slice(start, end))
-                is_stored = answered[1].stored.contains(own)
-                is_rejected = answered[1].rejected.contains(own) & ~is_stored
-                yield _Slice(partition, group, start, pa.array(is_stored), pa.array(is_rejected))
+                if start < end:
+                    yield partition, group, start, keys.take(slice(start, end))
 
 
 def _unreadable(path: Path) -> DataError:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raystill.errors import DataError
+from raystill.run.remote import is_remote, object_sizes, remote_faults
 from raystill.store.codec import (
     ROW_COLUMNS,
     SIGNAL_COLUMNS,
@@ -184,8 +185,7 @@ def read_part(store: TeacherStore, commit: CommitRecord, columns: Collection[str
     A part that a repack has deleted since its commit was read is read from the part that took its place.
     """
     try:
-        check_present(store, commit)
-        raw = commit.part_path(store).read_bytes()
+        raw = _read_raw(store, commit)
     except (DataError, FileNotFoundError):
         table = _read_replacement(store, commit, columns)
         if table is None:
@@ -212,12 +212,30 @@ def _read_replacement(
     return None
 
 
-def check_present(store: TeacherStore, commit: CommitRecord) -> None:
-    """Raises DataError where a committed part is missing or has another size."""
+def _read_raw(store: TeacherStore, commit: CommitRecord) -> bytes:
+    path = commit.part_path(store)
+    if not is_remote(path):
+        check_present(store, commit)
+        return path.read_bytes()
     try:
-        size_bytes = commit.part_path(store).stat().st_size
+        with remote_faults(path):
+            return path.read_bytes()
     except FileNotFoundError as error:
         raise damaged_part(store, commit, "it is missing") from error
+
+
+def check_present(store: TeacherStore, commit: CommitRecord) -> None:
+    """Raises DataError where a committed part is missing or has another size."""
+    path = commit.part_path(store)
+    try:
+        with remote_faults(path):
+            size_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise damaged_part(store, commit, "it is missing") from error
+    _check_size(store, commit, size_bytes)
+
+
+def _check_size(store: TeacherStore, commit: CommitRecord, size_bytes: int) -> None:
     if size_bytes != commit.size_bytes:
         raise damaged_part(store, commit, f"it has {size_bytes:,} bytes instead of {commit.size_bytes:,}")
 
@@ -236,8 +254,17 @@ def damaged_part(store: TeacherStore, commit: CommitRecord, why: str) -> DataErr
 
 def _present_commits(store: TeacherStore, partition: int, kind: Kind) -> list[CommitRecord]:
     commits = load_commits(store, partition, kind)
+    folder = store.layout.parts(kind, partition)
+    if not is_remote(folder):
+        for commit in commits:
+            check_present(store, commit)
+        return commits
+    sizes = object_sizes(folder) if commits else {}  # one request for all of them
     for commit in commits:
-        check_present(store, commit)
+        name = commit.part_path(store).name
+        if name not in sizes:
+            raise damaged_part(store, commit, "it is missing")
+        _check_size(store, commit, sizes[name])
     return commits
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from raystill.run.publish import make_directory
+from raystill.run.remote import is_remote
 from raystill.store.commit_index import refresh_indexes
 from raystill.store.compact import compact_segment
 from raystill.store.layout import writer_of
@@ -63,7 +64,9 @@ def prepare_store(store: TeacherStore) -> Recovery:
 
 
 def dead_journals(store: TeacherStore) -> list[Path]:
-    """Segments whose writer's process has ended, oldest first."""
+    """Segments whose writer's process has ended, oldest first. There are none on object storage."""
+    if is_remote(store.path):
+        return []
     paths = sorted(store.layout.journals.glob("[!.]*.journal")) if store.layout.journals.is_dir() else []
     writers = {writer: None for path in paths if (writer := writer_of(path.name)) is not None}
     dead = {writer for writer in writers if is_dead_writer(store, writer)}

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from raystill.errors import EnvironmentFault
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import disk_faults, fsync_path
+from raystill.run.remote import is_remote
 from raystill.store.codec import iter_table_rejects, rejects_to_table
 from raystill.store.commit import kept_rows, live_commits, load_commits
 from raystill.store.commit_index import read_commits, refresh_indexes
@@ -107,7 +108,15 @@ def _all_commits(store: TeacherStore) -> list[CommitRecord]:
 
 @contextmanager
 def _without_writers(store: TeacherStore, own: PartWriter) -> Iterator[None]:
-    """Hold the lock that keeps new writers out. Raises EnvironmentFault where one is at work already."""
+    """Hold the lock that keeps new writers out. Raises EnvironmentFault where one is at work already, and for
+    object storage, which has no locks.
+    """
+    if is_remote(store.path):
+        raise EnvironmentFault(
+            "a store on object storage can't be repacked: nothing there keeps writers out",
+            where=str(store.path),
+            fix="copy it to a local directory, repack it there and copy it to a new address",
+        )
     lock = FileLock(store.layout.repack_lock, timeout=0, thread_local=False)
     try:
         lock.acquire()

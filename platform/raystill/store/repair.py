@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from raystill.errors import DataError
 from raystill.run.publish import fsync_path, make_directory
+from raystill.run.remote import is_remote, move_object
 from raystill.store.commit_record import list_commit_paths, load_commit
 from raystill.store.layout import writer_of
 from raystill.store.store import TeacherStore
@@ -38,6 +39,8 @@ def sweep_dead_writers(store: TeacherStore) -> list[Path]:
 
     Safe beside living writers: each holds its lock, and what it writes is left alone.
     """
+    if is_remote(store.path):
+        return []  # nothing tells a dead writer there, and no reader sees what it left
     candidates = {path: writer_of(path.name) for path in list_uncommitted(store)}
     writers = {path.stem for path in store.layout.writers.glob("*.lock")} | set(candidates.values())
     dead = {writer for writer in writers if writer is not None and is_dead_writer(store, writer)}
@@ -69,6 +72,9 @@ def move_aside(store: TeacherStore, path: Path) -> Path | None:
     if not path.exists():
         return None
     place = store.layout.quarantine / path.relative_to(store.path)
+    if is_remote(path):
+        move_object(path, place)
+        return place
     make_directory(place.parent)
     os.replace(path, place)
     fsync_path(place.parent)

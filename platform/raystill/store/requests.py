@@ -7,7 +7,7 @@ trained on may be held out here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,12 @@ class RequestTableWriter:
     """Publishes a request table piece by piece: memory is one piece, whatever the number of requests.
 
     A context manager; nothing is published where the body fails. Pieces are ranges of keys in ascending
-    order, as partitions are; each is sorted here.
+    order, as partitions are; each is sorted here. `schema` is REQUEST_SCHEMA, or that with more columns.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema = REQUEST_SCHEMA) -> None:
         self._path = path
+        self._schema = schema
         self._stack = ExitStack()
         self._last_key = ""
 
@@ -62,7 +63,7 @@ class RequestTableWriter:
         temporary = self._stack.enter_context(publish_file(self._path))
         # Keys are random, so a dictionary of them would only cost.
         self._writer = self._stack.enter_context(
-            pq.ParquetWriter(temporary, REQUEST_SCHEMA, compression="zstd", use_dictionary=["split"])
+            pq.ParquetWriter(temporary, self._schema, compression="zstd", use_dictionary=["split"])
         )
         return self
 
@@ -82,6 +83,37 @@ class RequestTableWriter:
         self._last_key = last
         self._writer.write_table(table, row_group_size=_ROW_GROUP)
 
+    def note(self, name: str, value: str) -> None:
+        """Keep `value` with the table, where `request_note` finds it."""
+        self._writer.add_key_value_metadata({name: value})
+
+
+def request_note(path: Path, name: str) -> str | None:
+    """What `RequestTableWriter.note` kept; None where there is no table that can be read, or no note."""
+    try:
+        facts = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    value = facts.get(name.encode())
+    return None if value is None else value.decode()
+
+
+def copy_requests(source: Path, path: Path) -> None:
+    """Publish the requests of `source`, whatever else its table holds. Raises DataError for a bad table."""
+    with RequestTableWriter(path) as writer:
+        for table in iter_request_tables(source):
+            writer.add(table)
+
+
+def iter_request_tables(path: Path) -> Iterator[pa.Table]:
+    """A run's requests in ascending order of keys, in pieces. Raises DataError if the table can't be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=REQUEST_SCHEMA.names, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path) from error
+
 
 def load_requests(path: Path) -> list[Request]:
     """A run's requests, sorted by key. Raises DataError if the table can't be read."""
@@ -99,6 +131,10 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=REQUEST_SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            "the run's list of requests can't be read", where=str(path), fix="raystill generate --fresh"
-        ) from error
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> DataError:
+    return DataError(
+        "the run's list of requests can't be read", where=str(path), fix="raystill generate --fresh"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 import raystill
 from raystill.errors import DataError
 from raystill.run.publish import fsync_path, make_directory, publish_file
+from raystill.run.remote import is_remote, put_object, remote_faults
 from raystill.store.identity import StoreIdentity, differing_fields
 from raystill.store.layout import StoreLayout
 from raystill.store.records import FORMAT_VERSION
@@ -43,7 +45,9 @@ def open_store(
     (naming the fields), when it can't be read, or when it is missing and `create` is false.
     """
     layout = StoreLayout(path)
-    if not layout.store_json.exists():
+    with remote_faults(path):
+        is_there = layout.store_json.exists()
+    if not is_there:
         if not create:
             raise _missing(path)
         _refuse_foreign(path)
@@ -68,7 +72,8 @@ def load_store(path: Path) -> TeacherStore:
     """Open an existing store for reading. Raises DataError if there is none or it can't be read."""
     layout = StoreLayout(path)
     try:
-        facts: dict[str, Any] = json.loads(layout.store_json.read_text(encoding="utf-8"))
+        with remote_faults(path):
+            facts: dict[str, Any] = json.loads(layout.store_json.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _missing(path) from error
     except ValueError as error:
@@ -128,10 +133,15 @@ def publish_first(path: Path, facts: dict[str, Any]) -> None:
 
     Linked rather than renamed into place: of two processes that do it at once, the first one decides.
     """
+    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    if is_remote(path):
+        with contextlib.suppress(FileExistsError):
+            put_object(path, text.encode("utf-8"), if_absent=True)
+        return
     scratch = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}.json")
     try:
         with publish_file(scratch) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         try:
             os.link(scratch, path)
         except FileExistsError:

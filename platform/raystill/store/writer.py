@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from raystill.errors import DataError, EnvironmentFault
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, sha256_file
+from raystill.run.remote import is_remote
 from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table
 from raystill.store.commit_record import DIGEST_MODULUS, CommitRecord, save_commit
 from raystill.store.digest import reject_digest, row_digest, score_digest
@@ -63,17 +64,16 @@ class PartWriter:
     """Commits parts to a store. One per process or actor; close it, or use it as a context manager.
 
     Its name is unique, and its lock file is held while its process lives, so that what a dead writer left
-    behind can be told from what a living one is writing. Raises EnvironmentFault while the store is repacked.
+    behind can be told from what a living one is writing; on object storage there is neither lock nor repack.
+    Raises EnvironmentFault while the store is repacked.
     """
 
     def __init__(self, store: TeacherStore) -> None:
         self._store = store
         self._name = f"{os.getpid()}.{secrets.token_hex(6)}"
         self._sequence = itertools.count(1)
-        lock_path = store.layout.writer_lock(self._name)
-        make_directory(lock_path.parent)
-        self._lock = FileLock(lock_path, timeout=0, thread_local=False)
-        self._lock.acquire()
+        self._is_open = True
+        self._lock = None if is_remote(store.path) else _lock_name(store, self._name)
         if is_being_repacked(store):
             self.close()
             raise EnvironmentFault(
@@ -187,9 +187,10 @@ class PartWriter:
 
     def close(self) -> None:
         """Give up the writer's name; nothing can be committed afterwards."""
-        if self._lock.is_locked:
+        if self._lock is not None and self._is_open:
             self._store.layout.writer_lock(self._name).unlink(missing_ok=True)
             self._lock.release()
+        self._is_open = False
 
     def __enter__(self) -> PartWriter:
         return self
@@ -211,7 +212,7 @@ class PartWriter:
         stem = self.next_stem()
         path = self._store.layout.part(kind, partition, stem)
         failpoint("store:before_part")
-        with publish_file(path) as temporary:
+        with publish_file(path, once=True) as temporary:
             write_parquet(table, temporary)
             failpoint("store:part_written")
             sha256, size_bytes = sha256_file(temporary), temporary.stat().st_size
@@ -238,7 +239,7 @@ class PartWriter:
         return record
 
     def _check_keys(self, partition: int, keys: list[str]) -> None:
-        if not self._lock.is_locked:
+        if not self._is_open:
             raise RuntimeError("the writer is closed")
         if not keys:
             raise DataError("a part without rows can't be committed", where=str(self._store.path))
@@ -250,9 +251,17 @@ class PartWriter:
                 raise DataError(f"a key does not belong to partition {partition}", where=f"key {key}")
 
 
+def _lock_name(store: TeacherStore, writer: str) -> FileLock:
+    path = store.layout.writer_lock(writer)
+    make_directory(path.parent)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    lock.acquire()
+    return lock
+
+
 def is_being_repacked(store: TeacherStore) -> bool:
     """Whether some process holds the lock that keeps writers out."""
-    if not store.layout.repack_lock.exists():
+    if is_remote(store.path) or not store.layout.repack_lock.exists():
         return False
     lock = FileLock(store.layout.repack_lock, timeout=_LOCK_SECONDS, thread_local=False)
     try:

@@ -21,7 +21,7 @@ from raystill.config.schema import Config
 from raystill.store.identity import StoreIdentity, partition_of, request_key
 from raystill.store.reader import committed_keys
 from raystill.store.records import Int32Array, TeacherRow
-from raystill.store.requests import Request
+from raystill.store.requests import Request, save_requests
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 from raystill.teacher.plan_requests import RequestPlan
@@ -65,8 +65,11 @@ def identify_download(config: Config, prepared: Prepared, inputs: Mapping[str, s
     return Download(config, chat, identity)
 
 
-def import_answers(download: Download, store: TeacherStore, prompt_table: Path) -> RequestPlan:
-    """Store the answer of every prompt that the store lacks; one part per `rows_per_part` rows."""
+def import_answers(download: Download, store: TeacherStore, prompt_table: Path, table: Path) -> RequestPlan:
+    """Store the answer of every prompt that the store lacks; one part per `rows_per_part` rows.
+
+    The requests are published in `table`.
+    """
     size = download.config.teacher.store.rows_per_part
     requests: list[Request] = []
     keys: dict[int, set[str]] = defaultdict(set)
@@ -92,8 +95,8 @@ def import_answers(download: Download, store: TeacherStore, prompt_table: Path) 
                     writer.commit_rows(part, waiting.pop(part))
         for part in sorted(waiting):
             writer.commit_rows(part, waiting[part])
-    frozen = {part: frozenset(found) for part, found in keys.items()}
-    return RequestPlan(tuple(requests), frozen, (), reused)
+    save_requests(table, requests)
+    return RequestPlan(table, len(requests), (), reused)
 
 
 def _row_of(download: Download, store: TeacherStore, prompt: Prompt) -> TeacherRow:

@@ -40,6 +40,7 @@ _CONFIG_KEYS = (
     "teacher.signals.capture",
     "teacher.vllm.max_model_len",
     "teacher.store.path",
+    "teacher.base.from_store",
     "teacher.base.output_path",
     "teacher.base.num_samples",
     "teacher.base.reasoning",
@@ -61,6 +62,8 @@ def run_generate(context: StageContext) -> StageResult:
     Resumes from whatever is committed. Raises DataError where done + rejected is not what was asked for,
     and what the teacher's preflight, its engine and the store raise.
     """
+    if context.config.teacher.base.from_store is not None:
+        return _adopt_stored(context)
     if find_prepared(context.config.teacher) is not None:
         return _import_prepared(context)
     if context.config.teacher.closed is not None:
@@ -83,7 +86,8 @@ def _generate_open(context: StageContext) -> StageResult:
     store = open_stage_store(context, teacher.identity, resumes=resumes)
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
-        plan = plan_open_requests(teacher, store, context.paths.prompt_table, scratch)
+        paths = context.paths
+        plan = plan_open_requests(teacher, store, paths.prompt_table, paths.request_plan, scratch)
         _emit_plan(context, plan)
         blueprint, order = build_orders(teacher, store, plan, scratch)
         progress = run_shards(plan.shards, blueprint, order, context.events)
@@ -108,7 +112,8 @@ def _generate_closed(context: StageContext) -> StageResult:
     # First: what a killed run has paid for is neither asked again nor left out of its cost.
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
-        plan, estimate = plan_api_requests(endpoint, store, context.paths.prompt_table, scratch)
+        paths = context.paths
+        plan, estimate = plan_api_requests(endpoint, store, paths.prompt_table, paths.request_plan, scratch)
         _emit_plan(context, plan)
         run = ask_endpoint(context, endpoint, store, plan, estimate)
     return _finish(context, store, plan, run.metrics())
@@ -126,9 +131,22 @@ def _import_prepared(context: StageContext) -> StageResult:
     pipeline = (teacher.closed or require_open_teacher(context.config)).pipeline
     store = open_stage_store(context, download.identity, resumes=pipeline.resume)
     prepare_store(store)
-    plan = import_answers(download, store, context.paths.prompt_table)
+    plan = import_answers(download, store, context.paths.prompt_table, context.paths.request_plan)
     _emit_plan(context, plan)
     return _finish(context, store, plan, {"engine": download.identity.engine, "dataset": prepared.label})
+
+
+def _adopt_stored(context: StageContext) -> StageResult:
+    from raystill.store.recover import prepare_store
+    from raystill.store.store import load_store
+    from raystill.teacher.adopt import adopt_answers
+
+    store = load_store(context.paths.store.resolve())
+    prepare_store(store)
+    adopted = adopt_answers(store, context.paths.prompt_table, context.paths.request_plan)
+    _emit_plan(context, adopted.plan)
+    metrics = {"engine": store.identity.engine, "teacher": store.identity.teacher, "unused": adopted.unused}
+    return _finish(context, store, adopted.plan, metrics)
 
 
 def _emit_plan(context: StageContext, plan: RequestPlan) -> None:
@@ -144,7 +162,7 @@ def _finish(
     from raystill.run.publish import sha256_file
     from raystill.store.content import content_digest
     from raystill.store.export import export_jsonl
-    from raystill.store.requests import save_requests
+    from raystill.store.requests import copy_requests
     from raystill.teacher.plan_requests import settle_accounts
 
     accounts = settle_accounts(plan, store)
@@ -155,10 +173,10 @@ def _finish(
             where=str(store.path),
             fix="run the stage again: only the missing ones are generated",
         )
-    save_requests(context.paths.requests, plan.requests)
+    copy_requests(plan.table, context.paths.requests)
     output_path = context.config.teacher.base.output_path
     exported = Path(output_path or context.paths.teacher_jsonl).expanduser()
-    export_jsonl(store, exported, keys={request.key for request in plan.requests})
+    export_jsonl(store, exported, requests=context.paths.requests)
     return StageResult(
         counts={
             "requests": plan.num_requests,
@@ -179,7 +197,7 @@ def preflight_generate(config: Config, paths: RunPaths) -> None:
     from raystill.teacher.api.identify import identify_endpoint
     from raystill.teacher.preflight import preflight
 
-    if find_prepared(config.teacher) is not None:
+    if find_prepared(config.teacher) is not None or config.teacher.base.from_store is not None:
         return
     if config.teacher.closed is not None:
         identify_endpoint(config)

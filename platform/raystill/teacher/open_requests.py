@@ -22,7 +22,7 @@ _WITHOUT_SCHEMAS = ("transformers", "fake")
 
 
 def plan_open_requests(
-    teacher: KnownTeacher, store: TeacherStore, prompt_table: Path, scratch: Path
+    teacher: KnownTeacher, store: TeacherStore, prompt_table: Path, table: Path, scratch: Path
 ) -> RequestPlan:
     """Plan what `teacher` has not answered yet, see `RequestPlanner.plan`.
 
@@ -33,10 +33,22 @@ def plan_open_requests(
         config=teacher.config,
         identity=teacher.identity,
         ask=partial(_ask, teacher),
+        facts=_facts(teacher),
         arrange=prefix_order,
         num_workers=engine_range(teacher.config.teacher.vllm)[1],
     )
-    return planner.plan(store, prompt_table, scratch)
+    return planner.plan(store, prompt_table, table, scratch)
+
+
+def _facts(teacher: KnownTeacher) -> dict[str, Any]:
+    """What `_ask` reads of the teacher, apart from its configuration and identity."""
+    return {
+        "engine": teacher.facts.engine,
+        "context_length": teacher.facts.context_length,
+        "stop_token_ids": list(teacher.stop_token_ids),
+        "tool_schema": teacher.tool_schema and teacher.tool_schema.sha256,
+        "markers": teacher.markers and vars(teacher.markers),
+    }
 
 
 def _ask(teacher: KnownTeacher, prompt: Prompt) -> Question:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raystill.config.schema import Config
 from raystill.store.commit import load_commits
-from raystill.store.identity import StoreIdentity, partition_of, request_key
-from raystill.store.reader import committed_keys, iter_tables
+from raystill.store.identity import StoreIdentity, request_key
+from raystill.store.keys import Keys, KeySet, pack_column
+from raystill.store.pending import count_requests, iter_requested_keys
+from raystill.store.reader import iter_tables, stored_keys
 from raystill.store.rejects import load_answered
-from raystill.store.requests import REQUEST_SCHEMA, Request
+from raystill.store.requests import REQUEST_SCHEMA
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
+from raystill.teacher.request_list import (
+    RequestList,
+    RequestListWriter,
+    list_fingerprint,
+    load_request_list,
+    pending_prompts,
+)
 from raystill.teacher.row_work import Row
 from raystill.teacher.sampling import num_samples_of
 from raystill.teacher.shards import Shard, ShardWriter, shard_rows
@@ -39,62 +51,86 @@ class Question:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The requests of a run, their keys by partition, the shards that are to be done, and what is reused.
+    """A run's requests (a table of `raystill.store.requests`, sorted by key), and the shards to be done.
 
-    `has_schemas` is whether any completion is forced into a JSON Schema.
+    `reused` of the requests are answered or rejected already. `has_schemas` is whether any completion is
+    forced into a JSON Schema.
     """
 
-    requests: tuple[Request, ...]
-    keys_by_partition: dict[int, frozenset[str]]
+    table: Path
+    num_requests: int
     shards: tuple[Shard, ...]
     reused: int
     has_schemas: bool = False
 
-    @property
-    def num_requests(self) -> int:
-        """Distinct requests."""
-        return len(self.requests)
-
 
 @dataclass(frozen=True)
 class RequestPlanner:
-    """Plans requests. `ask` makes a prompt's question, `arrange` orders a partition's rows.
+    """Plans requests. `ask` makes a prompt's question, `arrange` orders the rows of a range of keys.
 
-    `num_workers` share the shards.
+    `facts` is what `ask` depends on besides the prompt, the identity and the configuration; `num_workers`
+    share the shards.
     """
 
     config: Config
     identity: StoreIdentity
     ask: Callable[[Prompt], Question]
+    facts: Mapping[str, Any]
     arrange: Callable[[pa.Table], pa.Table]
     num_workers: int
 
-    def plan(self, store: TeacherStore, prompt_table: Path, scratch: Path) -> RequestPlan:
-        """Name every prompt's requests; what has neither answer nor reject becomes shards in `scratch`.
+    def plan(self, store: TeacherStore, prompt_table: Path, table: Path, scratch: Path) -> RequestPlan:
+        """Name every prompt's requests in `table`; what has neither answer nor reject becomes shards.
 
-        A training prompt has `teacher.base.num_samples` requests, a held-out one has one. Raises what `ask`
-        raises.
+        A training prompt has `teacher.base.num_samples` requests, a held-out one has one. Where `table` is
+        what an earlier plan of the same prompts and settings left, only prompts with open requests are
+        rendered. Memory: a byte per prompt, and the rows of a range of keys. Raises what `ask` raises.
         """
-        writer = ShardWriter(scratch, "generate")
-        has_schemas = False
+        fingerprint = list_fingerprint(self.config, self.identity, prompt_table, self.facts)
+        rows = ShardWriter(scratch, "generate", store.num_partitions)
+        known = load_request_list(table, fingerprint)
+        if known is None:
+            listing = RequestListWriter(table, scratch / "listed", store.num_partitions)
+            known = self._list_requests(prompt_table, fingerprint, rows, listing)
+            census = count_requests(store, table)
+        else:
+            census = count_requests(store, table)
+            if census.pending:
+                self._render_again(prompt_table, rows, pending_prompts(store, table, known.num_prompts))
+        size = shard_rows(self.config.teacher.store.rows_per_part, census.pending, self.num_workers)
+        shards: list[Shard] = []
+        for partition, part in rows.iter_partitions():
+            is_pending = load_answered(store, partition).is_pending(part.column("key"))
+            shards += rows.cut(partition, self.arrange(part.filter(is_pending)), size)
+        reused = census.requests - census.pending
+        return RequestPlan(table, census.requests, tuple(shards), reused, known.has_schemas)
+
+    def _list_requests(
+        self, prompt_table: Path, fingerprint: str, rows: ShardWriter, listing: RequestListWriter
+    ) -> RequestList:
+        """Render every prompt: its rows go to `rows`, its requests are published by `listing`."""
+        has_schemas, num_prompts = False, 0
         for batch in iter_prompt_batches(prompt_table):
+            listed: list[Row] = []
+            places: list[int] = []
             for prompt in batch:
                 question = self.ask(prompt)
                 has_schemas = has_schemas or question.sampling.json_schema is not None
                 for row in self._rows(prompt, question):
-                    writer.add(partition_of(row["key"], store.num_partitions), row)
-        requests: list[Request] = []
-        keys: dict[int, frozenset[str]] = {}
-        pending: dict[int, pa.Table] = {}
-        for partition, table in writer.iter_partitions():
-            requests += [Request(**row) for row in table.select(REQUEST_SCHEMA.names).to_pylist()]
-            keys[partition] = frozenset(table.column("key").to_pylist())
-            is_pending = load_answered(store, partition).is_pending(table.column("key"))
-            pending[partition] = self.arrange(table.filter(is_pending))
-        num_pending = sum(table.num_rows for table in pending.values())
-        size = shard_rows(self.config.teacher.store.rows_per_part, num_pending, self.num_workers)
-        shards = [shard for part, table in pending.items() for shard in writer.cut(part, table, size)]
-        return RequestPlan(tuple(requests), keys, tuple(shards), len(requests) - num_pending, has_schemas)
+                    rows.add(row)
+                    listed.append({name: row[name] for name in REQUEST_SCHEMA.names})
+                    places.append(num_prompts)
+                num_prompts += 1
+            listing.add(listed, places)
+        made = RequestList(fingerprint, num_prompts, has_schemas)
+        listing.publish(made)
+        return made
+
+    def _render_again(self, prompt_table: Path, rows: ShardWriter, wanted: npt.NDArray[np.bool_]) -> None:
+        for batch in iter_prompt_batches(prompt_table, only=wanted):
+            for prompt in batch:
+                for row in self._rows(prompt, self.ask(prompt)):
+                    rows.add(row)
 
     def _rows(self, prompt: Prompt, question: Question) -> Iterator[Row]:
         """One row per sample."""
@@ -130,26 +166,38 @@ class Accounts:
 
 def settle_accounts(plan: RequestPlan, store: TeacherStore) -> Accounts:
     """Count the requests that are stored and those that were rejected; a later success counts as stored."""
-    done = tokens = 0
+    done = rejected = tokens = 0
+    codes: Counter[str] = Counter()
+    for partition, keys in iter_requested_keys(plan.table, store.num_partitions):
+        if not len(keys):
+            continue
+        is_stored = stored_keys(store, partition).contains(keys)
+        done += int(is_stored.sum())
+        tokens += _stored_tokens(store, partition, keys.take(is_stored))
+        found = _reject_codes(store, partition, KeySet(keys.take(~is_stored)))
+        rejected += len(found)
+        codes.update(found.values())
+    return Accounts(done, rejected, tokens, dict(sorted(codes.items())))
+
+
+def _reject_codes(store: TeacherStore, partition: int, keys: KeySet) -> dict[str, str]:
+    """The newest reject's code of those of `keys` that have one."""
     codes: dict[str, str] = {}
-    for partition, keys in plan.keys_by_partition.items():
-        stored = committed_keys(store, partition) & keys
-        done += len(stored)
-        tokens += _stored_tokens(store, partition, stored)
-        for table in iter_tables(store, kind="rejects", columns=("key", "code"), partitions=(partition,)):
-            for row in table.to_pylist():
-                if row["key"] in keys and row["key"] not in stored:
-                    codes[row["key"]] = row["code"]
-    by_code = {code: list(codes.values()).count(code) for code in sorted(set(codes.values()))}
-    return Accounts(done, len(codes), tokens, by_code)
+    for table in iter_tables(store, kind="rejects", columns=("key", "code"), partitions=(partition,)):
+        own = table.filter(pa.array(keys.contains(Keys.from_packed(pack_column(table.column("key"))))))
+        for row in own.to_pylist():
+            codes[row["key"]] = row["code"]
+    return codes
 
 
-def _stored_tokens(store: TeacherStore, partition: int, keys: set[str]) -> int:
+def _stored_tokens(store: TeacherStore, partition: int, keys: Keys) -> int:
     """Completion tokens of `keys`: from the commit records, or from the rows where the store holds others."""
     commits = load_commits(store, partition, "rows")
     if sum(commit.num_rows for commit in commits) == len(keys):
         return sum(commit.num_tokens for commit in commits)
-    total = 0
-    for table in iter_tables(store, columns=("num_completion_tokens",), keys=keys, partitions=(partition,)):
-        total += sum(table.column("num_completion_tokens").to_pylist())
+    total, wanted = 0, KeySet(keys)
+    columns = ("key", "num_completion_tokens")
+    for table in iter_tables(store, columns=columns, partitions=(partition,)):
+        own = wanted.contains(Keys.from_packed(pack_column(table.column("key"))))
+        total += int(table.column("num_completion_tokens").to_numpy()[own].sum())
     return total

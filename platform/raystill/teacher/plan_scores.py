@@ -74,7 +74,7 @@ def plan_scores(
     if not own_tokens:
         _require_no_signals(store, scorer)
     record_scorer(store, scorer.identity)
-    rows = _Rows(scorer, store, ShardWriter(scratch, "score"), own_tokens)
+    rows = _Rows(scorer, store, ShardWriter(scratch, "score", store.num_partitions), own_tokens)
     for partition, wanted in pending.items():
         if wanted:
             rows.add_partition(partition, wanted)
@@ -108,7 +108,7 @@ class _Rows:
         for table in iter_tables(self._store, columns=columns, keys=wanted, partitions=(partition,)):
             for row in table.to_pylist():
                 try:
-                    self.writer.add(partition, self._work_row(row))
+                    self.writer.add(self._work_row(row))
                 except DataError as error:
                     reject = Reject(
                         row["key"], row["prompt_id"], "score", _TEMPLATE_CODE, error.problems[0].what, 1

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from raystill.config.prepared import find_prepared
 from raystill.errors import ConfigError
 from raystill.run.scratch import scratch_directory
@@ -19,7 +21,7 @@ from raystill.run.stage import StageContext
 from raystill.store.identity import partition_of
 from raystill.store.reader import iter_rows, iter_tables
 from raystill.store.records import TeacherRow
-from raystill.store.requests import Request
+from raystill.store.requests import Request, iter_request_tables
 from raystill.store.store import TeacherStore
 from raystill.teacher.plan_requests import RequestPlan
 from raystill.teacher.shards import Shard, ShardWriter
@@ -76,6 +78,12 @@ def run_preview(context: StageContext, number: int) -> Preview:
     Raises what the stage generate raises, ConfigError where nothing is generated.
     """
     config = context.config
+    if config.teacher.base.from_store is not None:
+        raise ConfigError(
+            "there is nothing to preview: the store's answers are taken as they are",
+            where="teacher.base.from_store",
+            fix="raystill store stats shows what it holds; remove the key to generate",
+        )
     if find_prepared(config.teacher) is not None:
         raise ConfigError(
             "there is nothing to preview: a prepared dataset takes the place of generating",
@@ -112,8 +120,8 @@ def _preview_open(context: StageContext, number: int, scratch: Path) -> _Asked:
     resumes = require_open_teacher(context.config).pipeline.resume
     store = open_stage_store(context, teacher.identity, resumes=resumes)
     prepare_store(store)
-    plan = plan_open_requests(teacher, store, context.paths.prompt_table, scratch)
-    chosen = choose_requests(plan.requests, number)
+    plan = plan_open_requests(teacher, store, context.paths.prompt_table, context.paths.request_plan, scratch)
+    chosen = choose_requests(plan.table, number)
     shards = _cut_chosen(plan.shards, chosen, store, scratch)
     blueprint, order = build_orders(teacher, store, plan, scratch)
     run_shards(shards, blueprint, order, context.events)
@@ -130,8 +138,10 @@ def _preview_closed(context: StageContext, number: int, scratch: Path) -> _Asked
     endpoint = identify_endpoint(context.config)
     store = open_stage_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
     prepare_store(store)
-    plan, estimate = plan_api_requests(endpoint, store, context.paths.prompt_table, scratch)
-    chosen = choose_requests(plan.requests, number)
+    plan, estimate = plan_api_requests(
+        endpoint, store, context.paths.prompt_table, context.paths.request_plan, scratch
+    )
+    chosen = choose_requests(plan.table, number)
     shards = _cut_chosen(plan.shards, chosen, store, scratch)
     share = _count_rows(shards) / max(1, estimate.rows)
     asked = replace(
@@ -149,10 +159,18 @@ def _count_rows(shards: Sequence[Shard]) -> int:
     return sum(shard.num_rows for shard in shards)
 
 
-def choose_requests(requests: Sequence[Request], number: int) -> list[Request]:
+def choose_requests(table: Path, number: int) -> list[Request]:
     """The first samples of `number` prompts: training prompts first, smallest keys first."""
-    first = [request for request in requests if request.sample_index == 0]
-    return sorted(first, key=lambda request: (request.split != "train", request.key))[:number]
+    chosen: dict[bool, list[Request]] = {True: [], False: []}
+    for piece in iter_request_tables(table):
+        first = piece.filter(pc.equal(piece.column("sample_index"), 0))
+        is_train = pc.equal(first.column("split"), "train")
+        for side, mask in ((True, is_train), (False, pc.invert(is_train))):
+            found = first.filter(mask).slice(0, number - len(chosen[side]))
+            chosen[side] += [Request(**row) for row in found.to_pylist()]
+        if len(chosen[True]) == number:
+            break
+    return [*chosen[True], *chosen[False]][:number]
 
 
 def _cut_chosen(
@@ -161,12 +179,12 @@ def _cut_chosen(
     """Those of the chosen rows that are still to be done, as shards of their own."""
     keys = {request.key for request in chosen}
     partitions = {partition_of(key, store.num_partitions) for key in keys}
-    writer = ShardWriter(scratch / "preview", "generate")
+    writer = ShardWriter(scratch / "preview", "generate", store.num_partitions)
     for shard in shards:
         if shard.partition in partitions:
             for row in shard.read():
                 if row["key"] in keys:
-                    writer.add(shard.partition, row)
+                    writer.add(row)
     return [
         shard
         for partition, table in writer.iter_partitions()

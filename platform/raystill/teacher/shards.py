@@ -6,7 +6,6 @@ Parquet file in a scratch directory, so a plan of any length costs no object sto
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ import pyarrow.parquet as pq
 
 from raystill.store.layout import partition_name
 from raystill.teacher.row_work import WORK_SCHEMAS
+from raystill.teacher.spill import PartitionSpill
 
-_BUFFERED_ROWS = 2048
+_BUFFERED_ROWS = 1024
 # Enough tasks per engine to spread a small job and to lose little with one.
 _TASKS_PER_ENGINE = 8
 
@@ -38,58 +38,57 @@ class Shard:
 
     def read(self) -> list[dict[str, Any]]:
         """The rows."""
+        rows: list[dict[str, Any]] = self.table().to_pylist()
+        return rows
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of the rows, or all."""
+        names = None if columns is None else list(columns)
         with pq.ParquetFile(self.path) as file:
-            rows: list[dict[str, Any]] = file.read_row_group(self.row_group, use_threads=False).to_pylist()
-            return rows
+            return file.read_row_group(self.row_group, columns=names, use_threads=False)
 
 
 class ShardWriter:
     """Collects rows by partition in a scratch directory, then cuts them into shards.
 
-    Memory: one buffer per partition while adding, one partition while cutting.
+    Memory: a buffer while adding, one partition or a range of its keys while cutting.
     """
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    def __init__(self, directory: Path, kind: str, num_partitions: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory.resolve()
         self._schema = WORK_SCHEMAS[kind]
-        self._buffers: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        self._files: dict[int, list[Path]] = defaultdict(list)
+        self._spill = PartitionSpill(self._directory / "spilled", self._schema, num_partitions)
+        self._buffer: list[dict[str, Any]] = []
+        self._files = 0
 
-    def add(self, partition: int, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Add a row; its columns are those of `WORK_SCHEMAS`."""
-        buffer = self._buffers[partition]
-        buffer.append(row)
-        if len(buffer) >= _BUFFERED_ROWS:
-            self._flush(partition)
+        self._buffer.append(row)
+        if len(self._buffer) >= _BUFFERED_ROWS:
+            self._flush()
 
     def iter_partitions(self) -> Iterator[tuple[int, pa.Table]]:
-        """All rows of each partition, equal keys once, the first of them."""
-        for partition in sorted(self._buffers):
-            self._flush(partition)
-            tables = [pq.read_table(path) for path in self._files[partition]]
-            yield partition, _distinct(pa.concat_tables(tables))
+        """All rows of each partition, see `PartitionSpill.iter_partitions`."""
+        self._flush()
+        yield from self._spill.iter_partitions()
 
     def cut(self, partition: int, table: pa.Table, rows_per_shard: int) -> list[Shard]:
         """Write the rows of `table` as shards of one partition."""
         if table.num_rows == 0:
             return []
-        path = self._directory / f"{partition_name(partition)}.parquet"
+        self._files += 1
+        path = self._directory / f"{partition_name(partition)}-{self._files:06d}.parquet"
         pq.write_table(table, path, row_group_size=rows_per_shard, compression="zstd")
         return [
             Shard(str(path), partition, group, min(rows_per_shard, table.num_rows - group * rows_per_shard))
             for group in range(-(-table.num_rows // rows_per_shard))
         ]
 
-    def _flush(self, partition: int) -> None:
-        buffer = self._buffers[partition]
-        if not buffer:
-            return
-        number = len(self._files[partition])
-        path = self._directory / f"{partition_name(partition)}-{number:06d}.parquet"
-        pq.write_table(pa.Table.from_pylist(buffer, schema=self._schema), path, compression="zstd")
-        self._files[partition].append(path)
-        buffer.clear()
+    def _flush(self) -> None:
+        if self._buffer:
+            self._spill.add(pa.Table.from_pylist(self._buffer, schema=self._schema))
+            self._buffer = []
 
 
 def shard_rows(rows_per_part: int, num_rows: int, num_engines: int) -> int:
@@ -105,9 +104,3 @@ def shards_to_table(shards: Sequence[Shard]) -> list[dict[str, Any]]:
 def shards_from_table(table: pa.Table) -> list[Shard]:
     """The inverse of `shards_to_table`, of one block."""
     return [Shard(**row) for row in table.to_pylist()]
-
-
-def _distinct(table: pa.Table) -> pa.Table:
-    numbered = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
-    first = numbered.group_by("key").aggregate([("row", "min")]).column("row_min").combine_chunks()
-    return table if len(first) == table.num_rows else table.take(first.sort())

@@ -80,13 +80,13 @@ def plan_tier(
 ) -> tuple[Shard, ...]:
     """Cut the rows of `keys` that lack the tier into shards under `scratch`."""
     width = work.num_draws if work.kind == "sampled" else 1
-    writer = ShardWriter(scratch, "score")
+    writer = ShardWriter(scratch, "score", store.num_partitions)
     num_rows = 0
     for partition in range(store.num_partitions):
         wanted = keys_without_tier(store, partition, work.kind, width) & keys
         for table in iter_tables(store, columns=_COLUMNS, keys=wanted, partitions=(partition,)):
             for row in table.to_pylist():
-                writer.add(partition, row)
+                writer.add(row)
             num_rows += table.num_rows
     size = shard_rows(config.teacher.store.rows_per_part, num_rows, 1)
     return tuple(

@@ -19,6 +19,7 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.paths import RunPaths
+from raystill.run.remote import open_place
 from raystill.train.metrics import iter_metrics
 from raystill.train.settings import TrainStageName
 
@@ -108,7 +109,7 @@ def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     job = TrainJob(
         config=config,
         paths=replace(
-            RunPaths.from_config(config), root=Path(loop_config["root"]), store=Path(loop_config["store"])
+            RunPaths.from_config(config), root=Path(loop_config["root"]), store=open_place(loop_config["store"])
         ),
         stage=loop_config["stage"],
         device=str(ray.train.torch.get_device()) if loop_config["device"] == "cuda" else "cpu",

@@ -10,7 +10,7 @@ from typing import Any
 
 from raystill.config.closed_teacher import ClosedEndpoint, ClosedPrices
 from raystill.run.events import EventLog
-from raystill.store.identity import StoreIdentity, partition_of, request_key
+from raystill.store.identity import StoreIdentity, request_key
 from raystill.store.store import TeacherStore, open_store
 from raystill.teacher.api.address import parse_address
 from raystill.teacher.api.budget import Prices
@@ -68,11 +68,11 @@ class BatchJob:
         from raystill.store.reader import committed_keys
 
         store = self.store
-        writer = ShardWriter(Path(self.directory) / "scratch", "generate")
+        writer = ShardWriter(Path(self.directory) / "scratch", "generate", store.num_partitions)
         stored = {key for part in range(store.num_partitions) for key in committed_keys(store, part)}
         for text in self.texts:
             if self.key(text) not in stored:
-                writer.add(partition_of(self.key(text), store.num_partitions), self._row(text))
+                writer.add(self._row(text))
         shards = [shard for part, table in writer.iter_partitions() for shard in writer.cut(part, table, 16)]
         endpoint = ClosedEndpoint(base_url=self.base_url, api_key_env=None, mode="batch")
         address = parse_address(endpoint)

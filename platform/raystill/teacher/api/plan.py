@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
+
 from raystill.errors import ConfigError
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.budget import Prices
@@ -29,7 +32,7 @@ class Estimate:
 
 
 def plan_api_requests(
-    endpoint: KnownEndpoint, store: TeacherStore, prompt_table: Path, scratch: Path
+    endpoint: KnownEndpoint, store: TeacherStore, prompt_table: Path, table: Path, scratch: Path
 ) -> tuple[RequestPlan, Estimate]:
     """Name every request, cut what has neither an answer nor a reject into shards under `scratch`, and
     estimate its cost.
@@ -40,10 +43,11 @@ def plan_api_requests(
         config=endpoint.config,
         identity=endpoint.identity,
         ask=endpoint.ask,
+        facts={"tool_schema": endpoint.tool_schema and endpoint.tool_schema.sha256},
         arrange=lambda rows: rows,
         num_workers=endpoint.closed.limits.num_clients,
     )
-    plan = planner.plan(store, prompt_table, scratch)
+    plan = planner.plan(store, prompt_table, table, scratch)
     return plan, _estimate(endpoint, plan.shards)
 
 
@@ -66,11 +70,13 @@ def _estimate(endpoint: KnownEndpoint, shards: Iterable[Shard]) -> Estimate:
     rows = prompt_tokens = completion_tokens = 0
     longest = endpoint.closed.pipeline.max_new_tokens
     for shard in shards:
-        for row in shard.read():
-            size = round(len(row["messages"].encode("utf-8")) * _TOKENS_PER_BYTE)
-            prompt_tokens += len(row["prompt_token_ids"]) or size
-            asked = json.loads(row["sampling"]) if row["sampling"] else {}
-            completion_tokens += asked.get("max_new_tokens", longest)
+        sizes = shard.table(("messages", "prompt_token_ids", "sampling"))
+        bytes_N = pc.binary_length(sizes.column("messages")).to_numpy()
+        ids_N = pc.list_value_length(sizes.column("prompt_token_ids")).to_numpy()
+        prompt_tokens += int(np.where(ids_N > 0, ids_N, np.rint(bytes_N * _TOKENS_PER_BYTE)).sum())
+        own = [json.loads(text) for text in sizes.column("sampling").drop_null().to_pylist()]
+        completion_tokens += longest * (sizes.num_rows - len(own))
+        completion_tokens += sum(asked.get("max_new_tokens", longest) for asked in own)
         rows += shard.num_rows
     prices = Prices.from_config(endpoint.closed.prices, is_batch=endpoint.closed.endpoint.mode == "batch")
     return Estimate(rows, prompt_tokens, completion_tokens, prices.cost(prompt_tokens, completion_tokens))

@@ -1,0 +1,108 @@
+"""Directories with an address, s3://bucket/prefix: object storage through fsspec, spoken to as paths.
+
+An object appears whole or not at all, so publishing needs no rename; a name that may be taken once is written
+on the condition that nothing is there (If-None-Match). There are no locks: only what needs none lives here,
+see `raystill.config.storage_contradictions`. Credentials, region and endpoint come from the environment alone
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... or the machine's role).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from raystill.errors import EnvironmentFault, RemoteError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` names a place by its address instead of a path."""
+    return _ADDRESS.match(text) is not None
+
+
+def open_place(text: str) -> Path:
+    """The directory at a path or an address. What an address gives has the methods of a `Path`, apart from
+    those that only a local file can have; nothing is asked of the network yet.
+
+    Raises EnvironmentFault where the packages for addresses are not installed.
+    """
+    if not is_address(text):
+        return Path(text).expanduser()
+    try:
+        import s3fs  # noqa: F401
+        from upath import UPath
+    except ImportError as error:
+        raise EnvironmentFault(
+            "object storage needs the packages of the extra s3",
+            where=text,
+            fix="pip install 'raystill[s3]'",
+        ) from error
+    # Listings are never cached: other processes write here at the same time.
+    return cast(Path, UPath(text, use_listings_cache=False))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether `path` came from an address."""
+    return not isinstance(path, Path)
+
+
+def put_object(path: Path, content: bytes, *, if_absent: bool) -> None:
+    """Write an object in one piece. Raises FileExistsError where `if_absent` and there is another content,
+    RemoteError where the storage refuses.
+    """
+    place = cast(Any, path)
+    with remote_faults(path):
+        try:
+            place.fs.pipe_file(place.path, content, mode="create" if if_absent else "overwrite")
+        except FileExistsError:
+            # A request whose answer was lost on the way is sent again, and then meets what it wrote itself.
+            if path.read_bytes() != content:
+                raise
+        except FileNotFoundError as error:
+            raise OSError(str(error)) from error  # there is no such bucket
+
+
+def move_object(source: Path, path: Path) -> None:
+    """Copy an object, then delete the old one; a crash in between leaves both. Raises RemoteError."""
+    place = cast(Any, source)
+    with remote_faults(path):
+        place.fs.copy(place.path, cast(Any, path).path)
+        place.fs.rm_file(place.path)
+
+
+def object_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every object directly in `folder`, by name, in one listing. Raises RemoteError."""
+    place = cast(Any, folder)
+    with remote_faults(folder):
+        try:
+            found = place.fs.ls(place.path, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+    return {each["name"].rpartition("/")[2]: int(each["size"]) for each in found if each["type"] == "file"}
+
+
+@contextmanager
+def remote_faults(path: Path) -> Iterator[None]:
+    """Turn what object storage refuses into a RemoteError naming `path`; a missing or a present object, and
+    whatever happens to a local `path`, pass.
+    """
+    if not is_remote(path):
+        yield
+        return
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except (OSError, BotoCoreError) as error:
+        raise RemoteError(
+            f"the object storage refuses: {error}",
+            where=str(path),
+            fix="check the bucket's name, and the credentials, region and endpoint in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL)",
+        ) from error

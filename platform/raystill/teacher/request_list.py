@@ -1,0 +1,101 @@
+"""The list of a run's requests on disk: its keys in order, whose prompts they are, and what it was made from.
+
+It outlives the run that made it: the next one counts and resumes from it, and renders a prompt again only
+where one of its requests is still open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic.main import IncEx
+
+import raystill
+from raystill.config.schema import Config
+from raystill.run.publish import sha256_file
+from raystill.store.identity import StoreIdentity
+from raystill.store.pending import iter_pending
+from raystill.store.requests import REQUEST_SCHEMA, RequestTableWriter, request_note
+from raystill.store.store import TeacherStore
+from raystill.teacher.spill import PartitionSpill
+
+_NOTE = "raystill.plan"
+_PROMPT_ROW = pa.field("prompt_row", pa.int64(), nullable=False)
+LISTED_SCHEMA = REQUEST_SCHEMA.append(_PROMPT_ROW)
+# How a run is carried out and paid for names no request; whatever else the configuration says might.
+_NOT_THE_REQUESTS: IncEx = {
+    "vllm": True,
+    "store": True,
+    "signals": True,
+    "closed": {"budget": True, "limits": True, "prices": True},
+}
+
+
+@dataclass(frozen=True)
+class RequestList:
+    """What a list was made from; `has_schemas` is whether any completion is forced into a JSON Schema."""
+
+    fingerprint: str
+    num_prompts: int
+    has_schemas: bool
+
+
+def list_fingerprint(
+    config: Config, identity: StoreIdentity, prompt_table: Path, facts: Mapping[str, Any]
+) -> str:
+    """Hex sha256 of everything that decides a run's requests; reads the whole prompt table once."""
+    said = {
+        "program": raystill.__version__,
+        "prompts": sha256_file(prompt_table),
+        "identity": identity.model_dump(mode="json"),
+        "seed": config.run.seed,
+        "teacher": config.teacher.model_dump(mode="json", exclude=_NOT_THE_REQUESTS),
+        "facts": dict(facts),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def load_request_list(table: Path, fingerprint: str) -> RequestList | None:
+    """What the list at `table` says of itself; None where there is none, or it is of other requests."""
+    note = request_note(table, _NOTE)
+    found = None if note is None else RequestList(**json.loads(note))
+    return found if found is not None and found.fingerprint == fingerprint else None
+
+
+class RequestListWriter:
+    """Collects requests in any order, then publishes the list. Memory: a buffer, and a range of keys."""
+
+    def __init__(self, table: Path, scratch: Path, num_partitions: int) -> None:
+        self._table = table
+        self._spill = PartitionSpill(scratch, LISTED_SCHEMA, num_partitions)
+
+    def add(self, rows: list[dict[str, Any]], prompt_rows: list[int]) -> None:
+        """Take requests and the place of each one's prompt in the prompt table."""
+        listed = pa.Table.from_pylist(rows, schema=REQUEST_SCHEMA)
+        self._spill.add(listed.append_column(_PROMPT_ROW, pa.array(prompt_rows, pa.int64())))
+
+    def publish(self, made_from: RequestList) -> None:
+        """Publish the list, equal keys once: of prompts that render alike, the first."""
+        with RequestTableWriter(self._table, LISTED_SCHEMA) as writer:
+            for _, listed in self._spill.iter_partitions():
+                writer.add(listed)
+            writer.note(_NOTE, json.dumps(asdict(made_from)))
+
+
+def pending_prompts(store: TeacherStore, table: Path, num_prompts: int) -> npt.NDArray[np.bool_]:
+    """Of every row of the prompt table, whether the store lacks one of its requests.
+
+    Raises like `iter_pending`.
+    """
+    wanted = np.zeros(num_prompts, np.bool_)
+    for _, rows in iter_pending(store, table):
+        wanted[rows.column("prompt_row").to_numpy()] = True
+    return wanted
