@@ -1,6 +1,6 @@
 """The stage graph: which stages a configuration has, in which order, and how they run.
 
-    prepare -> generate -> score -> curate -> sft -> distill -> evaluate -> export -> report
+    prepare -> generate -> score -> grade -> curate -> sft -> distill -> evaluate -> export -> report
 
 The one file that knows every stage. The command line and the jobs call `run_pipeline` and `run_stage`;
 both go through `_run`, so a stage behaves the same however it is started. Stage modules import their heavy
@@ -35,13 +35,14 @@ from raystill.run.state import validate_run_root
 if TYPE_CHECKING:
     from raystill.teacher.preview import Preview
 
-Step = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export", "report"]
+Step = Literal["prepare", "generate", "score", "grade", "curate", "sft", "distill", "evaluate", "export", "report"]
 STEP_NAMES: tuple[Step, ...] = get_args(Step)
 
 _STAGES: dict[StageName, tuple[str, str]] = {
     "prepare": ("raystill.prompts.stage", "STAGE"),
     "generate": ("raystill.teacher.generate_stage", "GENERATE_STAGE"),
     "score": ("raystill.teacher.score_stage", "SCORE_STAGE"),
+    "grade": ("raystill.teacher.grade_stage", "GRADE_STAGE"),
     "curate": ("raystill.curate.stage", "STAGE"),
     "sft": ("raystill.train.stage", "SFT_STAGE"),
     "distill": ("raystill.train.stage", "DISTILL_STAGE"),
@@ -132,6 +133,8 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
     asks for its output.
     """
     wanted: set[StageName] = {"prepare", "generate"}
+    if config.grade is not None:
+        wanted.add("grade")
     if config.curate is not None:
         wanted.add("curate")
     if config.train.sft is not None:

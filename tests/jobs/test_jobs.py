@@ -19,6 +19,7 @@ STAGE_JOBS = {
     "prepare_prompts": "prepare",
     "generate_teacher": "generate",
     "score_teacher": "score",
+    "grade_outputs": "grade",
     "curate_outputs": "curate",
     "train_sft": "sft",
     "train_distillation": "distill",

@@ -135,7 +135,8 @@ def test_a_store_without_answers_is_refused_first(make_config: MakeConfig, tmp_p
         execute(PREPARE_STAGE, config, RunPaths.from_config(config))
     empty = build_store(tmp_path, [{"messages": [{"role": "user", "content": "unanswered"}]}])
     with pytest.raises(DataError, match="no answers"):
-        execute(PREPARE_STAGE, config_over(make_config, empty), RunPaths.from_config(config))
+        refused = config_over(make_config, empty)
+        execute(PREPARE_STAGE, refused, RunPaths.from_config(refused))
 
 
 @pytest.mark.parametrize(

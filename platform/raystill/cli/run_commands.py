@@ -19,6 +19,7 @@ STAGE_HELP = {
     "prepare": "Read prompts from their sources, split them, and write the prompt table.",
     "generate": "Let the teacher complete every prompt, into the teacher store.",
     "score": "Add the teacher's distributions to completions that have none.",
+    "grade": "Let a judge score the teacher's answers, for curate to choose by.",
     "curate": "Choose which of the teacher's outputs to train on, with a reason for every other.",
     "sft": "Fine-tune on the teacher's completions.",
     "distill": "Train the student on the teacher's distributions.",

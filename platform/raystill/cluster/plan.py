@@ -31,7 +31,7 @@ NUM_MILESTONES = 6
 TRAINED_BYTES = 12  # checkpoint: float32 weight and two float32 moments per trained parameter
 RESIDENT_BYTES = 16  # training: the same and a float32 gradient
 STARTUP_SECONDS: dict[StageName, float] = {
-    "prepare": 1, "generate": 40, "score": 40, "curate": 5, "sft": 20, "distill": 20, "evaluate": 30,
+    "prepare": 1, "generate": 40, "score": 40, "grade": 40, "curate": 5, "sft": 20, "distill": 20, "evaluate": 30,
     "export": 30,
 }  # fmt: skip
 FLOPS = {"cpu": 1.5e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
@@ -190,6 +190,8 @@ class _Sizing:
                 return operations, disk if name == "generate" else int(
                     completion * SIGNAL_BYTES_AT_20 * k / 20
                 )
+            case "grade":
+                return None, None  # how much a judge writes depends on what it is asked
             case "curate":
                 return 0.0, 64 * (self.workload.rows or 0)
             case "sft" | "distill":

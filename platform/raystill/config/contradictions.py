@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from math import isclose
 
+from raystill.config.answer_contradictions import find_answer_problems
 from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
+from raystill.config.grade_contradictions import find_grading_problems
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_contradictions import find_tier_contradictions
 from raystill.config.storage_contradictions import find_object_storage
@@ -142,8 +144,8 @@ def _samples(loaded: LoadedConfig) -> Iterator[Problem]:
 
 
 def _tool_schema(loaded: LoadedConfig) -> Iterator[Problem]:
-    engine = resolve_engine(loaded.config)
-    if loaded.config.teacher.base.tool_schema is None or engine in _SCHEMA_ENGINES:
+    base, engine = loaded.config.teacher.base, resolve_engine(loaded.config)
+    if base.tool_schema is None or base.from_store is not None or engine in _SCHEMA_ENGINES:
         return
     yield Problem(
         f"`teacher.base.tool_schema` forces completions into a schema, which the {engine} engine can't do",
@@ -160,26 +162,6 @@ def _engine_pool(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("teacher.vllm.num_engines"),
             f"write [{engines[1]}, {engines[0]}]",
         )
-
-
-def _download(loaded: LoadedConfig) -> Iterator[Problem]:
-    teacher = loaded.config.teacher
-    for name, section in (("open", teacher.open), ("closed", teacher.closed)):
-        if section is None:
-            continue
-        download, path = section.data.download, f"teacher.{name}.data.download"
-        if download.size is not None and download.path is not None:
-            yield Problem(
-                f"`{path}.size` and `{path}.path` are both given; a prepared dataset comes from one place",
-                loaded.where(f"{path}.size", f"{path}.path"),
-                "keep path for the local copy, or size for the hub",
-            )
-        if name == "open" and teacher.closed is not None and loaded.is_changed(path):
-            yield Problem(
-                f"`{path}` has no effect: teacher.closed answers the prompts, and teacher.open only scores",
-                loaded.where(path, "teacher.closed"),
-                "set teacher.closed.data.download, or remove the closed teacher",
-            )
 
 
 def _remote_code(loaded: LoadedConfig) -> Iterator[Problem]:
@@ -384,7 +366,7 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _samples,
     _tool_schema,
     _engine_pool,
-    _download,
+    find_answer_problems,
     _remote_code,
     _number_types,
     _adapters,
@@ -396,4 +378,5 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     find_object_storage,
     _split,
     find_curation_problems,
+    find_grading_problems,
 )

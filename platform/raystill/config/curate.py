@@ -55,15 +55,17 @@ class DecontaminateSection(Section):
 
 
 class JudgeScoresSection(Section):
-    """`curate.judge`: scores that a judge gave, read from a file."""
+    """`curate.judge`: scores that a judge gave, in the stage grade or in a file."""
 
-    scores: PathText = Field(
-        description="JSONL or Parquet with `key` (or `prompt_id` and `sample_index`) and a score per row."
+    scores: PathText | None = Field(
+        None,
+        description="JSONL or Parquet with `key` (or `prompt_id` and `sample_index`) and a score per row; "
+        "unset: what `grade` gave.",
     )
     column: str = Field("score", min_length=1, description="Column that holds the score.")
     min_score: float | None = Field(None, description="Rows below it are dropped; unset: none.")
     missing: Literal["drop", "keep", "error"] = Field(
-        "error", description="What to do with rows that the file has no score for."
+        "error", description="What to do with rows that have no score."
     )
 
 

@@ -17,8 +17,21 @@ def find_curation_problems(loaded: LoadedConfig) -> Iterator[Problem]:
         yield Problem(
             "`curate.best_of_n` is judge, and there is no `curate.judge`",
             loaded.where("curate.best_of_n"),
-            "set curate.judge.scores, or best_of_n: logprob",
+            "add curate.judge, or set best_of_n: logprob",
         )
+    if curate.judge is not None and curate.judge.scores is None:
+        if loaded.config.grade is None:
+            yield Problem(
+                "`curate.judge` has no `scores`, and there is no `grade` to give any",
+                loaded.where("curate.judge.scores", "grade"),
+                "name a file of scores, or describe a judge under grade",
+            )
+        elif curate.judge.column != "score":
+            yield Problem(
+                f"`curate.judge.column` is {curate.judge.column!r}, and `grade` writes the column score",
+                loaded.where("curate.judge.column", "grade"),
+                "remove it, or name a file in curate.judge.scores",
+            )
     if curate.best_of_n == "logprob" and teacher.signals.num_logprobs == 0:
         yield Problem(
             "`curate.best_of_n` is logprob, and `teacher.signals.num_logprobs` is 0: no row has logprobs",

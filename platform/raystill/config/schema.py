@@ -16,6 +16,7 @@ from raystill.config.general import (
     RunSection,
     TrainingSection,
 )
+from raystill.config.grade import GradeSection
 from raystill.config.models import AssistantSection, StudentSection
 from raystill.config.output import EvaluationSection, ExportSection
 from raystill.config.section import Section, not_yet
@@ -42,6 +43,7 @@ class Config(Section):
     losses: LossesSection = Field(default_factory=LossesSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     export: ExportSection = Field(default_factory=ExportSection)
+    grade: GradeSection | None = None
     curate: CurateSection | None = None
     curriculum: dict[str, Any] | None = not_yet(None, "Length and mixture curricula.")
     process_supervision: dict[str, Any] | None = not_yet(None, "Per-token weights from spans.")

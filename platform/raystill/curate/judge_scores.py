@@ -17,13 +17,14 @@ from raystill.curate.facts import Fact
 from raystill.errors import DataError
 
 
-def load_judge_scores(judge: JudgeScoresSection, facts: Sequence[Fact]) -> dict[str, float]:
-    """Scores by key. Rows of the file name a `key`, or a `prompt_id` and (0 if missing) a `sample_index`.
+def load_judge_scores(judge: JudgeScoresSection, path: Path, facts: Sequence[Fact]) -> dict[str, float]:
+    """Scores by key, from the file at `path`.
+
+    Its rows name a `key`, or a `prompt_id` and (0 if missing) a `sample_index`.
 
     Raises DataError for a file that can't be read, for a row without a name or a number, and for rows that
     score one key twice.
     """
-    path = Path(judge.scores).expanduser()
     names = {(fact.prompt_id, fact.sample_index): fact.key for fact in facts}
     known = set(names.values())
     scores: dict[str, float] = {}
@@ -54,8 +55,9 @@ def find_badly_judged(
     if unscored and judge.missing == "error":
         raise DataError(
             f"{len(unscored)} rows have no judge score ({', '.join(unscored[:3])})",
-            where=f"{judge.scores} (curate.judge.scores)",
-            fix="score them, or set curate.judge.missing to drop or keep",
+            where=f"{judge.scores} (curate.judge.scores)" if judge.scores else "the stage grade",
+            fix="score them (grade says in ungraded.parquet why it did not), or set curate.judge.missing to "
+            "drop or keep",
         )
     drops = {key: Drop("not_judged") for key in unscored} if judge.missing == "drop" else {}
     if judge.min_score is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from raystill.config.curate import CurateSection, MixtureSection
@@ -42,10 +43,16 @@ class Curated:
         return [fact for fact in self.kept if fact.split != "eval"]
 
 
-def curate(facts: Sequence[Fact], settings: CurateSection, find_pairs: Callable[[], Pairs]) -> Curated:
+def curate(
+    facts: Sequence[Fact],
+    settings: CurateSection,
+    find_pairs: Callable[[], Pairs],
+    judge_scores: Path | None = None,
+) -> Curated:
     """Apply every filter in the documented order. The result doesn't depend on the order of `facts`.
 
-    `find_pairs` gives near-duplicate pairs; it is called only where they are looked for. Raises DataError
+    `find_pairs` gives near-duplicate pairs; it is called only where they are looked for. `judge_scores` is
+    the file of the judge's scores, where `settings.judge` asks for them. Raises DataError
     for judge scores that are missing or wrong, a mixture that can't be, and where no row is left.
     """
     facts = sorted(facts, key=lambda fact: fact.key)
@@ -53,7 +60,9 @@ def curate(facts: Sequence[Fact], settings: CurateSection, find_pairs: Callable[
     drops = {fact.key: fact.drop for fact in training if fact.drop is not None}
     left = [fact for fact in training if fact.drop is None]
     steps = list(Counter(drop.code for drop in drops.values()).items())
-    scores = load_judge_scores(settings.judge, facts) if settings.judge is not None else {}
+    scores: dict[str, float] = {}
+    if settings.judge is not None and judge_scores is not None:
+        scores = load_judge_scores(settings.judge, judge_scores, facts)
 
     def apply(name: str, found: Mapping[str, Drop]) -> None:
         drops.update(found)

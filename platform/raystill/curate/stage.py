@@ -44,7 +44,12 @@ def run_curate(context: StageContext) -> StageResult:
             files += map(Path, written.column("path").to_pylist())
             rows += sum(written.column("rows").to_pylist())
             context.events.emit("progress", done=rows, unit="rows")
-        curated = curate(load_facts(files), settings, lambda: _find_pairs(sorted(files), inspection))
+        curated = curate(
+            load_facts(files),
+            settings,
+            lambda: _find_pairs(sorted(files), inspection),
+            judge_scores_path(context.config, paths),
+        )
     _save(context, curated)
     report = describe(curated, settings)
     write_json(paths.curate_report, report)
@@ -84,12 +89,20 @@ def filter_files(config: Config) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if settings.tool_calls is not None:
         found["curate.tool_calls.schema_path"] = tool_schema_path(config)
-    if settings.judge is not None:
+    if settings.judge is not None and settings.judge.scores is not None:
         found["curate.judge.scores"] = Path(settings.judge.scores).expanduser()
     if settings.decontaminate is not None:
         for number, path in enumerate(settings.decontaminate.against):
             found[f"curate.decontaminate.against.{number}"] = Path(path).expanduser()
     return found
+
+
+def judge_scores_path(config: Config, paths: RunPaths) -> Path | None:
+    """The file of the judge's scores: the configured one, else what the stage grade wrote."""
+    judge = require_curate(config).judge
+    if judge is None:
+        return None
+    return Path(judge.scores).expanduser() if judge.scores is not None else paths.grades
 
 
 def tool_schema_path(config: Config) -> Path:
@@ -228,11 +241,18 @@ def _save(context: StageContext, curated: Curated) -> None:
 
 
 def _inputs(config: Config) -> tuple[StageName, ...]:
-    """Scores are waited for where completions are ranked by logprobs that generation didn't bring."""
-    is_ranked = config.curate is not None and config.curate.best_of_n == "logprob"
-    if is_ranked and config.teacher.signals.capture != "generation":
-        return ("generate", "score")
-    return ("generate",)
+    """Scores are waited for where completions are ranked by logprobs that generation didn't bring, and
+    grades where a judge decides."""
+    curate, inputs = config.curate, list[StageName](["generate"])
+    if (
+        curate is not None
+        and curate.best_of_n == "logprob"
+        and config.teacher.signals.capture != "generation"
+    ):
+        inputs.append("score")
+    if curate is not None and curate.judge is not None and curate.judge.scores is None:
+        inputs.append("grade")
+    return tuple(inputs)
 
 
 def _external_inputs(config: Config) -> dict[str, str]:

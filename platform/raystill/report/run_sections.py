@@ -22,6 +22,7 @@ _STAGE_LABELS: dict[StageName, str] = {
     "prepare": "Prepare prompts",
     "generate": "Generate with the teacher",
     "score": "Score with the teacher",
+    "grade": "Let a judge score the answers",
     "curate": "Choose what to train on",
     "sft": "Supervised fine-tuning",
     "distill": "Distillation",

@@ -6,6 +6,8 @@ runs/<name>/
   plan/               requests.parquet: what the last generate planned; may be deleted
   generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
+  grade/              questions.parquet, scores.parquet, ungraded.parquet, manifest.json (grade)
+  judge_store/        what the judge said, a store like the teacher's              (grade)
   curate/             selected.parquet, rejects.parquet, report.json, manifest.json (curate)
   sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
   evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
@@ -23,7 +25,7 @@ from typing import Literal, get_args
 from raystill.config.schema import Config
 from raystill.run.remote import open_place
 
-StageName = Literal["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export"]
+StageName = Literal["prepare", "generate", "score", "grade", "curate", "sft", "distill", "evaluate", "export"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 MANIFEST_NAME = "manifest.json"
@@ -32,17 +34,26 @@ STARTED_NAME = "started.json"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Every path of one run, from its root directory. Pure: nothing here touches the disk."""
+    """Every path of one run, from its root directory. Pure: nothing here touches the disk.
+
+    `shared_judge_store` is None where the judge's store lies in the run directory.
+    """
 
     root: Path
     store: Path
+    shared_judge_store: Path | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> RunPaths:
         """The run directory that `run.dir` and `run.name` name, and the store it uses."""
         root = Path(config.run.dir).expanduser() / config.run.name
         own_store = config.teacher.base.from_store or config.teacher.store.path
-        return cls(root=root, store=open_place(own_store) if own_store else root / "teacher_store")
+        judge_store = config.grade.store.path if config.grade is not None else None
+        return cls(
+            root=root,
+            store=open_place(own_store) if own_store else root / "teacher_store",
+            shared_judge_store=open_place(judge_store) if judge_store else None,
+        )
 
     def stage_dir(self, stage: StageName) -> Path:
         """Directory of a stage's output; it holds the stage's manifest."""
@@ -69,6 +80,26 @@ class RunPaths:
     def requests(self) -> Path:
         """The keys of the store that belong to this run, with their split."""
         return self.stage_dir("generate") / "requests.parquet"
+
+    @property
+    def judge_store(self) -> Path:
+        """The store of the judge's replies."""
+        return self.shared_judge_store or self.root / "judge_store"
+
+    @property
+    def grade_questions(self) -> Path:
+        """What the judge is asked: a prompt table whose ids are keys of the teacher's answers."""
+        return self.stage_dir("grade") / "questions.parquet"
+
+    @property
+    def grades(self) -> Path:
+        """The judge's score of each answer, by its key; curate reads it."""
+        return self.stage_dir("grade") / "scores.parquet"
+
+    @property
+    def ungraded(self) -> Path:
+        """Answers without a score, and why."""
+        return self.stage_dir("grade") / "ungraded.parquet"
 
     @property
     def selection(self) -> Path:
