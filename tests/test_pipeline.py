@@ -246,9 +246,9 @@ def test_a_plan_touches_nothing(recorder: Recorder, load: Callable[..., LoadedCo
 def test_unsupported_keys_stop_a_run_before_it_writes(
     recorder: Recorder, load: Callable[..., LoadedConfig], tmp_path: Path
 ) -> None:
-    values = CONFIG | {"run": {"name": "r", "dir": str(tmp_path)}, "curriculum": {"lengths": [1]}}
+    values = CONFIG | {"run": {"name": "r", "dir": str(tmp_path)}, "judge": {"lengths": [1]}}
     loaded = LoadedConfig(Config.model_validate(values))
     with pytest.raises(RaystillError, match="not supported yet"):
         run_pipeline(loaded)
     assert not (tmp_path / "r").exists()
-    assert any("curriculum" in str(problem) for problem in plan_run(loaded).blockers)
+    assert any("judge" in str(problem) for problem in plan_run(loaded).blockers)

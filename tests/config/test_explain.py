@@ -67,7 +67,7 @@ def test_a_leaf_of_a_section_that_is_not_given() -> None:
 
 
 def test_a_key_without_a_life_yet_says_so() -> None:
-    assert explain(load_config([]), "curriculum").note == "not supported yet"
+    assert explain(load_config([]), "judge").note == "not supported yet"
 
 
 @pytest.mark.parametrize(

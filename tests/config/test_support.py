@@ -22,13 +22,10 @@ FRESH = [
         (["assistant.model.name=x", "assistant.quantization.load_in_4bit=true"],
          "assistant.quantization.load_in_4bit", {"sft"}),
         (["student.base_model_name=x", "student.repo=a/b"], "student.repo", {"export"}),
-        (["student.base_model_name=x", "train.sft.report_to=wandb"], "train.sft.report_to", {"sft"}),
-        (["train.sft.experiment={name: a, run_name: b}", *FRESH], "train.sft.experiment", {"sft"}),
         (["train.sft.tokenizer.mlm=true", *FRESH], "train.sft.tokenizer.mlm", {"sft"}),
         (["train.sft.dataset.train_batched=false", *FRESH], "train.sft.dataset.train_batched", {"sft"}),
-        (["train.distillation.report_to=mlflow", *FRESH], "train.distillation.report_to", {"distill"}),
         (["export.onnx={opset: 19}"], "export.onnx", {"export"}),
-        (["curriculum={lengths: [1]}"], "curriculum", set(ALL)),
+        (["judge={lengths: [1]}"], "judge", set(ALL)),
         (["tune={}"], "tune", set(ALL)),
         (["student.base_model_name=x", *FRESH], "student", {"sft", "distill"}),
         (["student.base_model_name=x", "student.init=shrink", *FRESH], "student", {"sft", "distill"}),
@@ -63,18 +60,18 @@ def test_a_config_without_such_keys_runs_everywhere() -> None:
 
 
 def test_defaults_written_out_are_no_problem() -> None:
-    loaded = load_config([], [*FRESH, "train.sft.report_to=none", "export.onnx=null", "curriculum=null"])
+    loaded = load_config([], [*FRESH, "train.sft.report_to=none", "export.onnx=null", "judge=null"])
     require_supported(loaded, ALL)
 
 
 def test_all_are_listed_at_once_with_their_places() -> None:
-    loaded = load_config([], [*FRESH, "curriculum={}", "export.gguf={}", "train.sft.report_to=mlflow"])
+    loaded = load_config([], [*FRESH, "judge={}", "export.gguf={}", "train.sft.tokenizer.mlm=true"])
     with pytest.raises(ConfigError) as caught:
         require_supported(loaded, ["sft", "export"])
     assert [problem.where for problem in caught.value.problems] == [
-        "--set train.sft.report_to (train.sft.report_to)",
+        "--set train.sft.tokenizer.mlm (train.sft.tokenizer.mlm)",
         "--set export.gguf (export.gguf)",
-        "--set curriculum (curriculum)",
+        "--set judge (judge)",
     ]
     assert caught.value.what.startswith("3 keys")
     assert len(unsupported_keys(loaded.config, ["sft", "export"])) == 3

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from raystill.train.batches import StepPlanner, plan_evaluation
+from raystill.train.batches import StepPlanner, collate, pack_rows, plan_evaluation
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.settings import TrainSettings, resolve_settings
 
@@ -76,6 +77,51 @@ def test_batches_hold_rows_of_like_length(settings: TrainSettings) -> None:
             raw += int(examples.lengths[rows].max()) * len(rows)
             real += int(examples.lengths[rows].sum())
     assert 1 - real / raw < 0.04
+
+
+def test_packed_rows_all_lie_in_few_balanced_sequences(settings: TrainSettings) -> None:
+    lengths = np.random.default_rng(1).integers(2, 100, 64)
+    sequences = pack_rows(np.arange(64), lengths, 512)
+    loads = [int((lengths[rows] - 1).sum()) for rows in sequences]
+    assert sorted(int(row) for rows in sequences for row in rows) == list(range(64))
+    assert len(sequences) == -(-sum(loads) // 512) and max(loads) <= 512
+    assert max(loads) - min(loads) < 20
+    assert len(pack_rows(np.arange(64), lengths, 512, 4)) % 4 == 0
+    assert [len(rows) for rows in pack_rows(np.arange(3), np.array([90, 80, 5]), 10)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("workers", "rows", "accumulation"), [(2, 4, 1), (2, 2, 2), (4, 1, 2)])
+def test_packed_steps_are_the_same_however_they_are_shared(
+    settings: TrainSettings, workers: int, rows: int, accumulation: int
+) -> None:
+    examples = make_examples(101)
+    one = StepPlanner(examples, replace(settings, packed=True))
+    cut = replace(
+        settings, packed=True, num_workers=workers, micro_batch_rows=rows, accumulation=accumulation
+    )
+    many = StepPlanner(examples, cut)
+    for step in range(20):
+        assert rows_of(one, step, 1) == rows_of(many, step, workers)
+
+
+def test_a_packed_batch_holds_the_rows_of_a_padded_one(settings: TrainSettings) -> None:
+    examples, rows, cpu = make_examples(9), np.array([4, 0, 7]), torch.device("cpu")
+    padded = collate(examples, rows, 0, cpu)
+    packed = collate(examples, rows, 0, cpu, packed=True)
+    assert packed.num_raw_tokens == packed.num_real_tokens == padded.num_real_tokens
+    assert packed.row_lengths == tuple(int(n) - 1 for n in examples.lengths[rows])
+    assert torch.equal(packed.target_ids_N, padded.target_ids_N)
+    inputs = [batch.input_ids_BT.flatten()[batch.loss_index_N] for batch in (packed, padded)]
+    assert torch.equal(*inputs)
+
+
+def test_loss_on_places_in_the_prompt(settings: TrainSettings) -> None:
+    example = Example(np.arange(10, dtype=np.int32), 6, prompt_targets=np.array([2, 3]))
+    examples = ExampleSet([example, Example(np.arange(4, dtype=np.int32), 3)])
+    assert examples.num_loss_tokens.tolist() == [6, 1]
+    batch = collate(examples, np.array([1, 0]), 0, torch.device("cpu"), packed=True)
+    assert batch.target_ids_N.tolist() == [3, 2, 3, 6, 7, 8, 9]
+    assert batch.input_ids_BT.flatten()[batch.loss_index_N].tolist() == [2, 1, 2, 5, 6, 7, 8]
 
 
 def test_evaluation_covers_every_row_once_over_all_workers(settings: TrainSettings) -> None:

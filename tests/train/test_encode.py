@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -241,3 +242,34 @@ def test_text_that_was_scored_trains_on_the_scorers_ids(
         assert example is not None and example.signal is not None
         own = scored[row.key]
         assert example.token_ids.tolist() == [*own.prompt_token_ids, *own.completion_token_ids]
+
+
+def test_loss_on_assistant_turns_reaches_into_the_prompt(empty_world: Any, rows: Any) -> None:
+    chat: ChatFormat = empty_world.chat
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "bcd"},
+        {"role": "user", "content": "e"},
+    ]
+    ids = np.array(chat.render_prompt_ids(talk), dtype=np.int32)
+    row = replace(rows[3], messages=json.dumps(talk), prompt_token_ids=ids)
+    section = {"sft": {"loss_on": "assistant"}}
+    example = encoder(empty_world, "sft", train=section).encode(row)
+    assert example is not None
+    batch = collate(ExampleSet([example]), np.array([0]), 0, torch.device("cpu"))
+    end = chat.decode([chat.turn_end_id], skip_special_tokens=False)
+    assert (
+        chat.decode(batch.target_ids_N.tolist(), skip_special_tokens=False)
+        == f"bcd{end}{row.completion}{end}"
+    )
+
+
+def test_text_is_tokenised_in_batches_as_one_by_one(world: Any, rows: Any) -> None:
+    foreign = TokenMatch(same_ids=False, same_template=False)
+    own = encoder(world, "sft", foreign)
+    together = own.encode_all(rows, {rows[2].key: "redacted <s> text"})
+    alone = [own.encode(row, "redacted <s> text" if row is rows[2] else None) for row in rows]
+    for (prompt_id, one), row, other in zip(together, rows, alone, strict=True):
+        assert prompt_id == row.prompt_id and other is not None
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.token_ids.tolist() == [*row.prompt_token_ids, *row.completion_token_ids] or row is rows[2]

@@ -97,4 +97,4 @@ def test_sums_hold_no_graph(world: Any) -> None:
     result = train_step(
         run.state, run.planner.plan(0, 0), run.data.train, run.objective, run.settings, run.group
     )
-    assert not result.sums_6.requires_grad
+    assert not result.sums_S.requires_grad

@@ -20,6 +20,9 @@ BENCHES = {
     "storage": "raystill.bench.storage",
     "resume": "raystill.bench.resume",
     "gap": "raystill.bench.gap",
+    "sft": "raystill.bench.sft",
+    "kd-step": "raystill.bench.kd_step",
+    "data": "raystill.bench.data",
 }
 _OLD_NAMES = {"generation": "generate"}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]

@@ -12,14 +12,18 @@ from math import isclose
 
 from raystill.config.answer_contradictions import find_answer_problems
 from raystill.config.curate_contradictions import find_curation_problems
+from raystill.config.curriculum_contradictions import find_curriculum_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
 from raystill.config.grade_contradictions import find_grading_problems
 from raystill.config.loaded import LoadedConfig
+from raystill.config.model_contradictions import find_model_contradictions
 from raystill.config.signal_contradictions import find_tier_contradictions
+from raystill.config.source_contradictions import find_source_contradictions
 from raystill.config.storage_contradictions import find_object_storage
 from raystill.config.student_init import (
     ARCHITECTURE_KEYS,
     given_architecture_keys,
+    resolve_max_positions,
     resolve_student_init,
 )
 from raystill.errors import Problem
@@ -239,13 +243,34 @@ def _student(loaded: LoadedConfig) -> Iterator[Problem]:
         )
     if init in ("fresh", "shrink") and not missing:
         yield from _student_shape(loaded)
+    if student.adapter is not None and student.base_model_name is None:
+        yield Problem(
+            "`student.adapter` is given, and there is no base that it belongs to",
+            loaded.where("student.adapter", "student.base_model_name"),
+            "set student.base_model_name to the model that the adapter was trained on",
+        )
+    longest, positions = loaded.config.training.max_seq_len, resolve_max_positions(student)
+    if positions is not None and longest > positions:
+        yield Problem(
+            f"`training.max_seq_len` ({longest}) is longer than `student.max_position_embeddings` "
+            f"({positions})",
+            loaded.where("training.max_seq_len", "student.max_position_embeddings"),
+            f"set training.max_seq_len: {positions}, or more positions",
+        )
 
 
 def _student_shape(loaded: LoadedConfig) -> Iterator[Problem]:
-    student, longest = loaded.config.student, loaded.config.training.max_seq_len
+    student = loaded.config.student
     width, heads = student.hidden_size or 0, student.num_attention_heads or 1
     groups = student.num_key_value_heads or heads
-    if width % heads:
+    if student.head_dim is not None:
+        if student.head_dim % 2:
+            yield Problem(
+                f"`student.head_dim` ({student.head_dim}) is odd; rotary positions turn pairs",
+                loaded.where("student.head_dim"),
+                f"set it to {student.head_dim + 1}",
+            )
+    elif width % heads:
         yield Problem(
             f"`student.hidden_size` ({width}) can't be divided by `student.num_attention_heads` ({heads})",
             loaded.where("student.hidden_size", "student.num_attention_heads"),
@@ -265,13 +290,6 @@ def _student_shape(loaded: LoadedConfig) -> Iterator[Problem]:
             f"`student.num_key_value_heads` ({groups})",
             loaded.where("student.num_attention_heads", "student.num_key_value_heads"),
             f"choose num_key_value_heads from {', '.join(str(n) for n in divisors)}",
-        )
-    if longest > student.max_position_embeddings:
-        yield Problem(
-            f"`training.max_seq_len` ({longest}) is longer than `student.max_position_embeddings` "
-            f"({student.max_position_embeddings})",
-            loaded.where("training.max_seq_len", "student.max_position_embeddings"),
-            f"set training.max_seq_len: {student.max_position_embeddings}, or more positions",
         )
 
 
@@ -315,40 +333,6 @@ def _kd_terms(loaded: LoadedConfig) -> Iterator[Problem]:
         )
 
 
-def _kd_source(loaded: LoadedConfig) -> Iterator[Problem]:
-    config = loaded.config
-    losses, distillation, stored = (
-        config.losses,
-        config.train.distillation,
-        config.teacher.signals.num_logprobs,
-    )
-    if distillation is None:
-        return
-    weight = distillation.knowledgedistillation.weight
-    weight_path = "losses.kl_weight" if losses.kl_weight is not None else f"{_KD}.weight"
-    kl_weight = losses.kl_weight if losses.kl_weight is not None else weight
-    ce_weight = losses.ce_weight if losses.ce_weight is not None else 1.0 - weight
-    if kl_weight == 0 and ce_weight == 0:
-        yield Problem(
-            "all weights of the distillation loss are 0: nothing would be learnt",
-            loaded.where("losses.kl_weight", "losses.ce_weight"),
-            "give one of them a weight",
-        )
-    if kl_weight > 0 and stored == 0:
-        yield Problem(
-            f"`{weight_path}` is {kl_weight:g} and `teacher.signals.num_logprobs` is 0: "
-            "KD has no distributions",
-            loaded.where(weight_path, "teacher.signals.num_logprobs"),
-            f"store logprobs (20 is a good number), or set {weight_path}: 0 to train on the text alone",
-        )
-    elif losses.num_logprobs is not None and losses.num_logprobs > stored:
-        yield Problem(
-            f"`losses.num_logprobs` is {losses.num_logprobs}, `teacher.signals.num_logprobs` stores {stored}",
-            loaded.where("losses.num_logprobs", "teacher.signals.num_logprobs"),
-            f"use at most {stored}, or store more",
-        )
-
-
 def _split(loaded: LoadedConfig) -> Iterator[Problem]:
     prompts = loaded.config.prompts
     if prompts.eval_size is not None and loaded.is_changed("prompts.eval_fraction"):
@@ -370,10 +354,12 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _remote_code,
     _number_types,
     _adapters,
+    find_model_contradictions,
     _student,
     _distillation_start,
     _kd_terms,
-    _kd_source,
+    find_source_contradictions,
+    find_curriculum_problems,
     find_tier_contradictions,
     find_object_storage,
     _split,

@@ -10,6 +10,7 @@ from raystill.config.section import Section
 
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Parallelism = Literal["auto", "ddp", "fsdp"]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PathText = Annotated[
     str,
@@ -66,6 +67,16 @@ class CheckpointCleanup(Section):
     min_free_space_gb: float = Field(
         50.0, ge=0.0, description="Below this much free disk the recent count falls step by step to 1."
     )
+    keep_best: Annotated[int, Field(ge=0)] = Field(
+        0, description="Best checkpoints by `metric` kept besides milestones and recent ones."
+    )
+    metric: str = Field(
+        "eval/loss",
+        pattern=r"^(eval|train)/[a-z0-9_/]+$",
+        title="a name of metrics.jsonl, beginning with eval/ or train/",
+        description="What keep_best compares: a metric measured at the step that is saved.",
+    )
+    mode: Literal["min", "max"] = Field("min", description="Which values of `metric` are the best.")
 
 
 class TrainingSection(Section):
@@ -84,12 +95,34 @@ class TrainingSection(Section):
     max_seq_len: Count = Field(
         1024, description="Tokens of prompt + completion; longer rows are left out and counted."
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Rows of a step lie end to end, none seeing another, instead of being padded; auto: "
+        "where the model allows it and the teacher's signals are stored.",
+    )
     max_nonfinite_steps: Count = Field(
         10, description="Consecutive skipped non-finite steps before stopping."
+    )
+    spike_threshold: float = Field(
+        20.0,
+        ge=0.0,
+        description="A step is skipped if its gradient norm is this many robust standard deviations above "
+        "the median of recent ones, and twice that median; 0 skips none.",
+    )
+    max_spike_steps: Count = Field(
+        3, description="Spikes skipped in a row before a step is taken all the same."
     )
     num_workers: Count = Field(1, description="Data-parallel training workers.")
     cpus_per_worker: Count | None = Field(
         None, description="CPUs of a training worker; unset shares all cores."
+    )
+    parallelism: Parallelism = Field(
+        "auto",
+        description="How several workers hold the model: ddp, each whole; fsdp, each a part (FSDP2). auto: "
+        "fsdp where weights, gradients and moments would take more than 60 % of a GPU.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: a third more time, less memory."
     )
     checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
 

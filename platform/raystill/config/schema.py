@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from raystill.config.curate import CurateSection
+from raystill.config.curriculum import CurriculumSection
 from raystill.config.general import (
     ClusterSection,
     CudaSection,
@@ -17,11 +18,12 @@ from raystill.config.general import (
     TrainingSection,
 )
 from raystill.config.grade import GradeSection
+from raystill.config.losses import LossesSection
 from raystill.config.models import AssistantSection, StudentSection
 from raystill.config.output import EvaluationSection, ExportSection
 from raystill.config.section import Section, not_yet
 from raystill.config.teacher import TeacherSection
-from raystill.config.training import LossesSection, TrainSection
+from raystill.config.training import TrainSection
 
 
 class Config(Section):
@@ -45,7 +47,7 @@ class Config(Section):
     export: ExportSection = Field(default_factory=ExportSection)
     grade: GradeSection | None = None
     curate: CurateSection | None = None
-    curriculum: dict[str, Any] | None = not_yet(None, "Length and mixture curricula.")
+    curriculum: CurriculumSection | None = None
     process_supervision: dict[str, Any] | None = not_yet(None, "Per-token weights from spans.")
     judge: dict[str, Any] | None = not_yet(None, "Judge training.")
     drafter: dict[str, Any] | None = not_yet(None, "Drafter training.")

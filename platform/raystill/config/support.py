@@ -14,7 +14,6 @@ from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.student_init import (
     ARCHITECTURE_KEYS,
-    given_architecture_keys,
     resolve_student_init,
 )
 from raystill.errors import ConfigError, Problem
@@ -22,19 +21,10 @@ from raystill.errors import ConfigError, Problem
 # Which stages would have to honour a key. One that isn't listed (a whole section, such as `tune`) changes
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
-    "assistant.model.bfloat16": ("sft",),
-    "assistant.quantization.load_in_4bit": ("sft",),
-    "assistant.quantization.bfloat16": ("sft",),
-    "assistant.quantization.bnb_4bit_use_double_quant": ("sft",),
-    "assistant.quantization.bnb_4bit_quant_type": ("sft",),
     "student.repo": ("export",),
-    "train.sft.report_to": ("sft",),
-    "train.sft.experiment": ("sft",),
     "train.sft.dataset.train_batched": ("sft",),
     "train.sft.dataset.eval_batched": ("sft",),
     "train.sft.tokenizer.mlm": ("sft",),
-    "train.distillation.report_to": ("distill",),
-    "train.distillation.experiment": ("distill",),
     "export.onnx": ("export",),
     "export.coreml": ("export",),
     "export.gguf": ("export",),
@@ -86,11 +76,6 @@ def _unsupported(config: Config) -> Iterator[tuple[str, str, tuple[str, ...] | N
         if value != key.default:
             shown = f": {_written(value)}" if isinstance(value, str | bool) else ""
             yield key.path, shown, STAGES_OF_KEY.get(key.path)
-    student = config.student
-    reshaped = student.base_model_name is not None and given_architecture_keys(student)
-    if resolve_student_init(student) == "shrink" or (student.init == "base" and reshaped):
-        trainers = ("distill",) if config.assistant is not None else ("sft", "distill")
-        yield "student", ": shrinking a checkpoint to the architecture keys", trainers
 
 
 def _missing_student(loaded: LoadedConfig, stages: Sequence[str]) -> Iterator[Problem]:
@@ -106,11 +91,6 @@ def _missing_student(loaded: LoadedConfig, stages: Sequence[str]) -> Iterator[Pr
 
 
 def _fix(path: str) -> str:
-    if path == "student":
-        return (
-            "remove the architecture keys to start from the checkpoint's own shape, or base_model_name to "
-            "start from new weights (student.tokenizer then names the tokenizer)"
-        )
     default = all_keys()[path].default
     return f"remove it, or lay the default on top: --set {path}={_written(default)}"
 

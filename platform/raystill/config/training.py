@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raystill.config.general import Count, Fraction, PathText, Seed
+from raystill.config.kd_teacher import KdTeacher
 from raystill.config.models import LoraBias, TaskType
 from raystill.config.section import Section, not_yet
 
@@ -15,15 +16,25 @@ EvalStrategy = Literal["no", "epoch", "steps"]
 
 
 class Experiment(Section):
-    """`train.*.experiment`: names for an experiment tracker. Trackers are not supported yet."""
+    """`train.*.experiment`: what the experiment tracker is told."""
 
     name: str = Field(min_length=1, description="Experiment.")
-    path: str = Field(".logs/mlruns", description="Local store of runs.")
+    path: PathText = Field(
+        ".logs/mlruns", description="Directory that a local store of runs, or of event files, is made in."
+    )
     run_name: str = Field(min_length=1, description="Run.")
-    set_tracking_uri: str = Field("file:.logs/mlruns", description="Tracking URI.")
-    dataset_artifact_path: str = Field("dataset", description="Artifact path of the data.")
-    model_artifact_path: str = Field("huggingface_model", description="Artifact path of the model.")
-    registered_model_name: str | None = Field(None, description="Name in a model registry.")
+    set_tracking_uri: str = Field(
+        "file:.logs/mlruns", min_length=1, description="MLflow: where runs are kept, a directory or a server."
+    )
+    dataset_artifact_path: str = Field(
+        "dataset", min_length=1, description="Where the run keeps the data's description."
+    )
+    model_artifact_path: str = Field(
+        "huggingface_model", min_length=1, description="Where the run keeps the trained model (a copy)."
+    )
+    registered_model_name: str | None = Field(
+        None, description="Name under which the model is registered; unset: it isn't."
+    )
     dataset_tags: dict[str, str] = Field(default_factory=dict, description="Tags on the data.")
 
 
@@ -81,8 +92,12 @@ class StageCommon(Section):
     )
     logging_steps: Count | None = Field(None, description="Wins over training.log_every.")
     save_steps: Count | None = Field(None, description="Wins over training.save_every.")
-    report_to: ReportTo = not_yet("none", "Experiment tracker.")
-    experiment: Experiment | None = not_yet(None, "Experiment tracker's names.")
+    report_to: ReportTo = Field(
+        "none", description="Experiment tracker beside metrics.jsonl. wandb is refused."
+    )
+    experiment: Experiment | None = Field(
+        None, description="The tracker's names; unset: run.name and the stage's label."
+    )
     peft: PeftSection = Field(default_factory=PeftSection)
 
 
@@ -93,6 +108,11 @@ class SftSection(StageCommon):
     save_path: PathText | None = Field(None, description="Where the trained model is also written.")
     bfloat16: bool = Field(False, description="bfloat16 autocast.")
     fp16: bool = Field(False, description="float16 autocast with loss scaling; CUDA only.")
+    loss_on: Literal["completion", "assistant"] = Field(
+        "completion",
+        description="Tokens that carry loss: the teacher's completion, or also the earlier assistant turns "
+        "of a conversation.",
+    )
     eval_strategy: EvalStrategy = Field("epoch", description="When the held-out loss is measured.")
     dataset: SftDataset = Field(default_factory=SftDataset)
     tokenizer: SftTokenizer = Field(default_factory=SftTokenizer)
@@ -117,7 +137,7 @@ class KnowledgeDistillation(Section):
 
 
 class DistillationSection(StageCommon):
-    """`train.distillation`: the student learns the teacher's distributions from the store."""
+    """`train.distillation`: the student learns a teacher's distributions."""
 
     output_dir: PathText | None = Field(None, description="Where the trained student is also written.")
     bf16: bool = Field(False, description="bfloat16 autocast.")
@@ -133,6 +153,7 @@ class DistillationSection(StageCommon):
     seed: Seed = Field(42, description="Seed of the train/test split and of the data order.")
     test_size: Fraction = Field(0.1, description="Share of training rows held out for the evaluation loss.")
     knowledgedistillation: KnowledgeDistillation = Field(default_factory=KnowledgeDistillation)
+    teacher: KdTeacher = Field(default_factory=KdTeacher)
 
 
 class TrainSection(Section):
@@ -140,24 +161,3 @@ class TrainSection(Section):
 
     sft: SftSection | None = None
     distillation: DistillationSection | None = None
-
-
-class LossesSection(Section):
-    """`losses`: the terms of the distillation loss; a value here wins over knowledgedistillation.*."""
-
-    divergence: Literal["forward_kl", "reverse_kl"] = Field(
-        "forward_kl", description="Between teacher and student."
-    )
-    tail: Literal["bucket"] = Field(
-        "bucket", description="Mass outside the stored top k is one more outcome."
-    )
-    num_logprobs: Count | None = Field(
-        None, description="Use only so many stored logprobs (a view); unset: all."
-    )
-    kl_weight: Annotated[float, Field(ge=0.0)] | None = Field(None, description="Weight of the KD term.")
-    ce_weight: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="Weight of the teacher's tokens."
-    )
-    kd_temperature: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(
-        None, description="KD temperature."
-    )

@@ -9,7 +9,7 @@ runs/<name>/
   grade/              questions.parquet, scores.parquet, ungraded.parquet, manifest.json (grade)
   judge_store/        what the judge said, a store like the teacher's              (grade)
   curate/             selected.parquet, rejects.parquet, report.json, manifest.json (curate)
-  sft/  distill/      checkpoints/, model/, metrics.jsonl, manifest.json        (sft, distill)
+  sft/  distill/      checkpoints/, examples/, model/, metrics.jsonl, manifest.json (sft, distill)
   evaluate/           results.json, completions.parquet, manifest.json          (evaluate)
   export/             model/, export.json, manifest.json                        (export)
   report.html         one self-contained page                                   (report)
@@ -130,6 +130,14 @@ class RunPaths:
     def training_metrics(self, stage: StageName) -> Path:
         """One JSON object per logged step of a training stage."""
         return self.stage_dir(stage) / "metrics.jsonl"
+
+    def tracker_record(self, stage: StageName) -> Path:
+        """Which run of an experiment tracker a training stage writes to."""
+        return self.stage_dir(stage) / "tracker.json"
+
+    def training_examples(self, stage: StageName) -> Path:
+        """Encoded rows of a training stage, one directory per fingerprint of what they came from."""
+        return self.stage_dir(stage) / "examples"
 
     @property
     def evaluation_results(self) -> Path:

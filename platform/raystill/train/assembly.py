@@ -11,6 +11,7 @@ from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
 from raystill.store.store import load_store
 from raystill.text.chat import ChatFormat
+from raystill.train.attention import choose_packing
 from raystill.train.batches import StepPlanner
 from raystill.train.build import build_model, build_student, load_student_chat
 from raystill.train.device import choose_precision, set_up_torch
@@ -22,8 +23,11 @@ from raystill.train.optimizer import build_optimizer
 from raystill.train.output import save_initial_model
 from raystill.train.selection import load_training_rows
 from raystill.train.settings import TrainSettings, TrainStageName, resolve_settings
+from raystill.train.sharding import shard_if_needed
 from raystill.train.state import TrainState
 from raystill.train.student import Student
+from raystill.train.teachers.build import build_source
+from raystill.train.teachers.source import SignalSource
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class TrainRun:
     data: TrainingData
     data_fingerprint: str
     planner: StepPlanner
+    source: SignalSource
     objective: Objective
     state: TrainState
     notes: list[str]
@@ -65,7 +70,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     notes: list[str] = []
     chat = load_student_chat(job.config, job.paths, job.stage)
     store = load_store(job.paths.store)
-    match = match_tokenizers(job.config, store, chat, settings.terms.kl_weight > 0)
+    match = match_tokenizers(job.config, store, chat, settings.reads_stored_signals)
     if not match.same_template:
         notes.append("the student's chat template differs from the teacher's: prompts are rendered again")
     model = build_model(job.config, job.paths, settings, chat, device, notes)
@@ -78,14 +83,19 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         match,
         vocab_size=plain.vocab_size,
         context=plain.context,
+        cache=job.paths.training_examples(job.stage),
     )
     if group.is_first:
         save_initial_model(model, chat, job.paths.initial_model(job.stage))
     student = build_student(model, settings)
+    settings = replace(settings, packed=choose_packing(settings, model, notes))
+    shard_if_needed(student, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     state = TrainState(
         student, build_optimizer(student.network, settings), scaler, settings.total_steps(len(data.train))
     )
+    planner = StepPlanner(data.train, settings)
+    source = build_source(job.config, job.paths, settings, group, chat, student, data.train, planner)
     return TrainRun(
         job=job,
         settings=settings,
@@ -93,8 +103,9 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         chat=chat,
         data=data,
         data_fingerprint=fingerprint_data(data.train),
-        planner=StepPlanner(data.train, settings),
-        objective=build_objective(settings.terms),
+        planner=planner,
+        source=source,
+        objective=build_objective(settings.terms, source.signals),
         state=state,
         notes=notes,
     )

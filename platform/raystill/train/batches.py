@@ -1,15 +1,16 @@
 """Which rows make up a step, and their tensors.
 
-The global order depends on (seed, epoch, rows per step) alone: a permutation, cut into windows, sorted by
-length inside a window so that rows of a batch are about as long as each other, batches shuffled within the
-window. Workers take turns at the micro-batches of a step, so 2 workers with half the accumulation see the
-same steps as 1. Nothing is kept between steps: a resumed run continues at step s by asking for step s.
+The rows of a step depend on (seed, step, rows per step) alone (`order.RowOrder`). Padded, rows of a step are
+about as long as each other and are cut into micro-batches as they come. Packed, they lie end to end in as few
+sequences as hold them, each of at most the tokens that a padded micro-batch may have; the sequences are
+balanced, so that workers and micro-batches have the same work. Workers take turns at the micro-batches, so 2
+workers with half the accumulation see the same steps as 1. Nothing is kept between steps: a resumed run
+continues at step s by asking for step s.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,18 @@ from torch import Tensor
 from raystill.losses.teachers import Teacher
 from raystill.train.collate_teacher import collate_teacher
 from raystill.train.examples import ExampleSet
+from raystill.train.order import RowFacts, RowOrder
 from raystill.train.settings import TrainSettings
-
-_WINDOW_STEPS = 50
 
 IndexArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, right-padded. `loss_index_N` points into the flattened [B * T] positions.
+    """One micro-batch. `loss_index_N` points into the flattened [B * T] positions.
 
-    Under a causal mask no real position sees the padding to its right, so there is no attention mask.
+    Right-padded: under a causal mask no real position sees the padding to its right, so there is no attention
+    mask. Packed (B is 1): `row_lengths` says how many positions each row has, one after the other.
     """
 
     input_ids_BT: Tensor
@@ -38,6 +39,7 @@ class Batch:
     target_ids_N: Tensor
     teacher: Teacher | None
     num_real_tokens: int
+    row_lengths: tuple[int, ...] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -62,12 +64,19 @@ class StepPlanner:
     """Plans any step of a run from its number alone."""
 
     def __init__(self, examples: ExampleSet, settings: TrainSettings) -> None:
+        """Raises ConfigError for a curriculum that leaves a phase or a source without rows."""
         self._lengths = examples.lengths
         self._loss_tokens = examples.num_loss_tokens
         self._settings = settings
         self.steps_per_epoch = -(-len(examples) // settings.rows_per_step)
-        # Only the current epoch's order is needed; a bound method's cache would keep `self` alive.
-        self._epoch_order = lru_cache(maxsize=2)(self._compute_epoch_order)
+        self._order = RowOrder(
+            RowFacts(examples.lengths, examples.sources, examples.source_names),
+            settings.curriculum,
+            seed=settings.data_seed,
+            rows_per_step=settings.rows_per_step,
+            total_steps=settings.total_steps(len(examples)),
+            sort_by_length=not settings.packed,
+        )
 
     def epoch_of(self, step: int) -> int:
         """The epoch that step `step` (counted from 0) belongs to."""
@@ -75,55 +84,74 @@ class StepPlanner:
 
     def plan(self, step: int, rank: int) -> StepPlan:
         """Step `step` (counted from 0) as worker `rank` sees it."""
-        settings = self._settings
-        rows = self._epoch_order(self.epoch_of(step))[step % self.steps_per_epoch]
-        size = settings.micro_batch_rows
-        micro_batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return StepPlan(micro_batches[rank :: settings.num_workers], int(self._loss_tokens[rows].sum()))
+        rows = self._order.rows(step)
+        micro_batches = cut_rows(rows, self._lengths, self._settings)
+        return StepPlan(micro_batches[rank :: self._settings.num_workers], int(self._loss_tokens[rows].sum()))
 
-    def _compute_epoch_order(self, epoch: int) -> list[IndexArray]:
-        generator = np.random.default_rng([self._settings.data_seed, epoch])
-        permutation = generator.permutation(len(self._lengths))
-        rows_per_step = self._settings.rows_per_step
-        window = rows_per_step * _WINDOW_STEPS
-        steps: list[IndexArray] = []
-        for start in range(0, len(permutation), window):
-            rows = permutation[start : start + window]
-            rows = rows[np.argsort(self._lengths[rows], kind="stable")]
-            batches = [rows[first : first + rows_per_step] for first in range(0, len(rows), rows_per_step)]
-            steps += [batches[index] for index in generator.permutation(len(batches))]
-        return steps
+
+def cut_rows(rows: IndexArray, lengths: IndexArray, settings: TrainSettings) -> list[IndexArray]:
+    """The micro-batches of `rows`, over all workers."""
+    if settings.packed:
+        capacity = settings.micro_batch_rows * settings.max_seq_len
+        return pack_rows(rows, lengths, capacity, settings.num_workers)
+    size = settings.micro_batch_rows
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def pack_rows(rows: IndexArray, lengths: IndexArray, capacity: int, multiple_of: int = 1) -> list[IndexArray]:
+    """Distribute `rows` over as few sequences of at most `capacity` tokens as there must be, balanced.
+
+    Longest first, each to the sequence with the fewest tokens; one more sequence where that overflows. Their
+    number is a multiple of `multiple_of` where there are rows enough. A row above `capacity` is alone.
+    """
+    sizes = lengths[rows] - 1
+    longest_first = np.argsort(-sizes, kind="stable")
+    least = -(-int(sizes.sum()) // capacity)
+    for count in range(max(-(-least // multiple_of), 1) * multiple_of, len(rows), multiple_of):
+        loads = np.zeros(count, dtype=np.int64)
+        sequences: list[list[int]] = [[] for _ in range(count)]
+        for place in longest_first:
+            lightest = int(loads.argmin())
+            sequences[lightest].append(place)
+            loads[lightest] += sizes[place]
+        if loads.max() <= capacity:
+            return [rows[np.sort(np.array(sequence))] for sequence in sequences]
+    return [rows[place : place + 1] for place in range(len(rows))]
 
 
 def plan_evaluation(examples: ExampleSet, settings: TrainSettings, rank: int) -> list[IndexArray]:
     """This worker's micro-batches of a whole held-out set, longest first."""
-    rows = np.argsort(-examples.lengths, kind="stable")
-    size = settings.micro_batch_rows
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    longest_first = np.argsort(-examples.lengths, kind="stable")
+    size = settings.rows_per_step
+    windows = [longest_first[start : start + size] for start in range(0, len(longest_first), size)]
+    batches = [batch for rows in windows for batch in cut_rows(rows, examples.lengths, settings)]
     return batches[rank :: settings.num_workers]
 
 
-def collate(examples: ExampleSet, rows: IndexArray, pad_id: int, device: torch.device) -> Batch:
-    """The tensors of `rows`: inputs are all tokens but a row's last, targets its completion's tokens."""
+def collate(
+    examples: ExampleSet, rows: IndexArray, pad_id: int, device: torch.device, *, packed: bool = False
+) -> Batch:
+    """The tensors of `rows`: inputs are all tokens but a row's last, targets the tokens that carry loss."""
     lengths = examples.lengths[rows] - 1
-    width = int(lengths.max())
-    input_ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    width = int(lengths.sum() if packed else lengths.max())
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if packed else np.arange(len(rows)) * width
+    input_ids_P = np.full(width if packed else width * len(rows), pad_id, dtype=np.int64)
     positions: list[IndexArray] = []
     targets: list[npt.NDArray[np.int32]] = []
-    for place, row in enumerate(rows):
-        tokens = examples.tokens(row)
-        first_target = examples.first_target(row)
-        input_ids_BT[place, : len(tokens) - 1] = tokens[:-1]
-        positions.append(np.arange(first_target - 1, len(tokens) - 1) + place * width)
-        targets.append(tokens[first_target:])
+    for row, start, length in zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+        tokens, places = examples.tokens(row), examples.target_places(row)
+        input_ids_P[start : start + length] = tokens[:-1]
+        positions.append(places + (start - 1))
+        targets.append(tokens[places])
 
     def tensor(array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return Batch(
-        input_ids_BT=tensor(input_ids_BT),
+        input_ids_BT=tensor(input_ids_P.reshape(-1, width)),
         loss_index_N=tensor(np.concatenate(positions)),
         target_ids_N=tensor(np.concatenate(targets).astype(np.int64)),
         teacher=collate_teacher(examples, rows, device),
         num_real_tokens=int(lengths.sum()),
+        row_lengths=tuple(lengths.tolist()) if packed else None,
     )

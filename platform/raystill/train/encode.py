@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
+from raystill.store.content import content_digest
+from raystill.store.layout import KINDS
 from raystill.store.reader import load_rows, unscored_keys
 from raystill.store.records import Int32Array, TeacherRow, TopKSignal
 from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore
 from raystill.text.answer_ids import encode_answer
+from raystill.text.assistant_turns import find_assistant_turns
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import (
     chat_template_sha256,
@@ -23,9 +30,13 @@ from raystill.text.tokenizer import (
     load_tokenizer,
     tokenizer_sha256,
 )
-from raystill.train.examples import Example, ExampleSet
+from raystill.text.vocabulary import MISSING, VocabularyMap, map_vocabulary
+from raystill.train.example_cache import VERSION, load_arrays, save_arrays
+from raystill.train.examples import Example, ExampleSet, Int64Array
+from raystill.train.render_check import check_rendering
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
+from raystill.train.tokenise import TextRow, iter_tokenised
 
 _COMPLETE = "stop"
 # What an endpoint refused or withheld would teach the student to refuse.
@@ -46,19 +57,22 @@ class TokenMatch:
     """How a student's tokens relate to the stored ones.
 
     `same_ids`: stored completion ids mean the same to the student. `same_template`: stored prompts are
-    rendered as the student's own template would.
+    rendered as the student's own template would. `translation`, where there is one, says stored ids in the
+    student's numbers.
     """
 
     same_ids: bool
     same_template: bool
+    translation: VocabularyMap | None = None
 
 
 def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, needs_signal: bool) -> TokenMatch:
     """Compare the student's tokenizer with the one that the store was written with, or, where the KD term
     needs the stored logprobs, with their scorer's.
 
-    Equal ids with extra entries on one side (a padded vocabulary) are accepted. Raises DataError if the KD
-    term needs the stored logprobs and the ids mean different things.
+    Equal ids with extra entries on one side (a padded vocabulary) are accepted, and where the KD term needs
+    the stored logprobs so is a student that has all of the teacher's tokens under other numbers. Raises
+    DataError if it lacks some, with examples.
     """
     identity = signal_identity(store) if needs_signal else store.identity
     if not identity.tokenizer_sha256 and not needs_signal:  # all rows are text
@@ -75,7 +89,12 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
             comparison = compare_tokenizers(teacher, chat.tokenizer)
             if comparison.compatible:
                 return TokenMatch(same_ids=True, same_template=same_template)
-            why = comparison.describe()
+            translation = map_vocabulary(teacher, chat.tokenizer)
+            if needs_signal and translation.is_complete:
+                if teacher.eos_token_id is not None:
+                    translation = translation.with_pair(int(teacher.eos_token_id), chat.turn_end_id)
+                return TokenMatch(same_ids=True, same_template=False, translation=translation)
+            why = f"{comparison.describe()}; {translation.describe()}"
     if needs_signal:
         raise DataError(
             f"the teacher's logprobs can't teach this student: their tokenizers differ ({why})",
@@ -95,27 +114,38 @@ def load_training_data(
     *,
     vocab_size: int,
     context: int,
+    cache: Path | None = None,
 ) -> TrainingData:
     """Encode the stored rows that are `wanted`, leave out what can't train, hold out a share for eval/loss.
 
     Rows longer than max_seq_len or the model's `context` are left out (or cut, with truncation on). Raises
-    DataError if nothing is left to train on, with the counts that say why. A row whose completion was
-    redacted has no signal: KD leaves it out, SFT tokenises its new text.
+    DataError if nothing is left to train on, with the counts that say why, or if a stored prompt is not what
+    the student will be served. A row whose completion was redacted has no signal: KD leaves it out, SFT
+    tokenises its new text. What was encoded before is taken from the directory `cache`.
     """
-    needs_signal = settings.terms.kl_weight > 0
-    keys = wanted.keys - set(wanted.redacted) if needs_signal else wanted.keys
     encoder = RowEncoder(settings, chat, match, vocab_size, min(settings.max_seq_len, context))
+    fingerprint = encoder.fingerprint(store, wanted) if cache is not None else ""
+    found = load_arrays(cache, fingerprint) if cache is not None else None
+    if found is not None:
+        return _from_cache(*found)
+    data = _encode_rows(store, wanted, encoder)
+    _require_tokens(data, store)
+    if cache is not None:
+        _save_to_cache(cache, fingerprint, data)
+    return data
+
+
+def _encode_rows(store: TeacherStore, wanted: TrainingRows, encoder: RowEncoder) -> TrainingData:
+    settings = encoder.settings
+    needs_signal = settings.reads_stored_signals
+    keys = wanted.keys - set(wanted.redacted) if needs_signal else wanted.keys
     rows = load_rows(
         store,
         keys=keys,
         with_signal=needs_signal,
         num_logprobs=settings.num_logprobs if needs_signal else None,
     )
-    encoded = [
-        (row.prompt_id, example)
-        for row in rows
-        if (example := encoder.encode(row, wanted.redacted.get(row.key))) is not None
-    ]
+    encoded = encoder.encode_all(rows, wanted.redacted)
     held_out = choose_held_out([prompt_id for prompt_id, _ in encoded], settings)
     data = TrainingData(
         train=ExampleSet([example for prompt_id, example in encoded if prompt_id not in held_out]),
@@ -127,8 +157,22 @@ def load_training_data(
         unscored = (unscored_keys(store, partition) for partition in range(store.num_partitions))
         data.counts["left_out_unscored"] = sum(len(found & keys) for found in unscored)
         data.counts["left_out_redacted"] = len(wanted.redacted)
-    _require_tokens(data, store)
     return data
+
+
+def _save_to_cache(cache: Path, fingerprint: str, data: TrainingData) -> None:
+    sets = {"train": data.train, "held_out": data.held_out}
+    arrays = {f"{name}.{key}": a for name, part in sets.items() for key, a in part.to_arrays().items()}
+    names = {name: part.source_names for name, part in sets.items()}
+    save_arrays(cache, fingerprint, arrays, {"counts": data.counts, "source_names": names})
+
+
+def _from_cache(arrays: Mapping[str, npt.NDArray[Any]], facts: Any) -> TrainingData:
+    def part(name: str) -> ExampleSet:
+        own = {key.removeprefix(f"{name}."): a for key, a in arrays.items() if key.startswith(f"{name}.")}
+        return ExampleSet.from_arrays(own, facts["source_names"][name])
+
+    return TrainingData(part("train"), part("held_out"), dict(facts["counts"]))
 
 
 def choose_held_out(prompt_ids: list[str], settings: TrainSettings) -> frozenset[str]:
@@ -151,12 +195,47 @@ class RowEncoder:
     def __init__(
         self, settings: TrainSettings, chat: ChatFormat, match: TokenMatch, vocab_size: int, max_tokens: int
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._chat = chat
         self._match = match
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
+        self._tokenised: dict[str, tuple[Int32Array, Int32Array]] = {}
         self.counts: Counter[str] = Counter()
+
+    def fingerprint(self, store: TeacherStore, wanted: TrainingRows) -> str:
+        """Hex sha256 of all that the encoded rows depend on; needs no row."""
+        settings, chat = self.settings, self._chat
+        facts = [
+            VERSION,
+            content_digest(store, KINDS),
+            sorted(wanted.keys),
+            sorted(wanted.redacted.items()),
+            [self._vocab_size, self._max_tokens, vars(self._match)],
+            [settings.reads_stored_signals, settings.num_logprobs, settings.truncate, settings.loss_on],
+            [settings.eval_strategy == "no", settings.test_size, settings.data_seed],
+            [tokenizer_sha256(chat.tokenizer), chat_template_sha256(chat.tokenizer)],
+            [chat.eos_token_ids, chat.tools],
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def encode_all(
+        self, rows: Sequence[TeacherRow], redacted: Mapping[str, str]
+    ) -> list[tuple[str, Example]]:
+        """Prompt id and example of every row that trains, in order. Raises DataError as `encode` does."""
+        as_stored = [
+            row for row in rows if self._keeps_ids(row, redacted.get(row.key)) and self._match.same_template
+        ]
+        check_rendering(self._chat, as_stored)
+        texts = (
+            TextRow(row, redacted.get(row.key, row.completion))
+            for row in rows
+            if self._is_tokenised(row, redacted.get(row.key))
+        )
+        for item, prompt_ids, completion_ids in iter_tokenised(self._chat, texts):
+            self._tokenised[item.row.key] = prompt_ids, completion_ids
+        pairs = [(row.prompt_id, self.encode(row, redacted.get(row.key))) for row in rows]
+        return [(prompt_id, example) for prompt_id, example in pairs if example is not None]
 
     def encode(self, row: TeacherRow, redacted: str | None = None) -> Example | None:
         """The example of `row`, or None where it is left out; `redacted` replaces its completion.
@@ -168,14 +247,17 @@ class RowEncoder:
             self.counts["left_out_content_filter"] += 1
             return None
         prompt_ids, completion_ids = self._token_ids(row, redacted)
-        signal = row.signal if self._settings.terms.kl_weight > 0 else None
+        signal = row.signal if self.settings.reads_stored_signals else None
         if len(completion_ids) == 0 or len(prompt_ids) + len(completion_ids) < 2:
             self.counts["left_out_empty"] += 1
+            return None
+        if int(completion_ids.max()) == MISSING:
+            self.counts["left_out_foreign_token"] += 1
             return None
         length = len(prompt_ids) + len(completion_ids)
         if length > self._max_tokens:
             kept = self._max_tokens - len(prompt_ids)
-            if not self._settings.truncate or kept <= 0:
+            if not self.settings.truncate or kept <= 0:
                 self.counts["left_out_too_long"] += 1
                 return None
             completion_ids = completion_ids[:kept]
@@ -187,31 +269,58 @@ class RowEncoder:
             self.counts[f"rows_finish_{row.finish_reason}"] += 1
         for flag in row.flags:
             self.counts[f"rows_flag_{flag}"] += 1
+        if signal is not None and self._match.translation is not None:
+            signal = replace(signal, topk_ids_TK=self._match.translation.translate(signal.topk_ids_TK))
         signal = None if signal is None else fold_into_tail(signal, self._vocab_size)
-        return Example(token_ids, len(prompt_ids), signal)
+        return Example(
+            token_ids, len(prompt_ids), signal, self._earlier_turns(row, prompt_ids), source=row.source
+        )
+
+    def _keeps_ids(self, row: TeacherRow, redacted: str | None) -> bool:
+        """Whether the stored completion ids are the student's."""
+        is_text = len(row.completion_token_ids) == 0 and row.signal is None
+        is_text = is_text and bool(row.completion or row.tool_calls)
+        return redacted is None and self._match.same_ids and not is_text
+
+    def _is_tokenised(self, row: TeacherRow, redacted: str | None) -> bool:
+        """Whether the completion is tokenised as text, which a tool call isn't."""
+        if row.finish_reason == _FILTERED or self._keeps_ids(row, redacted):
+            return False
+        return redacted is not None or row.tool_calls is None
 
     def _token_ids(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
         """Prompt and completion in the student's tokens, as the student's own template renders them."""
-        is_text = len(row.completion_token_ids) == 0 and row.signal is None
-        is_text = is_text and bool(row.completion or row.tool_calls)
-        has_ids = self._match.same_ids and not is_text
-        if redacted is None and has_ids and self._match.same_template:
+        keeps_ids = self._keeps_ids(row, redacted)
+        if keeps_ids and self._match.same_template:
             return row.prompt_token_ids, row.completion_token_ids
         messages = json.loads(row.messages)
-        if redacted is None and has_ids:
+        if keeps_ids:
             prompt_ids = np.array(self._chat.render_prompt_ids(messages), dtype=np.int32)
             self.counts["rows_prompt_rendered_again"] += 1
-            return prompt_ids, row.completion_token_ids
+            translation = self._match.translation
+            completion_ids = row.completion_token_ids
+            return prompt_ids, completion_ids if translation is None else translation.translate(completion_ids)
         self.counts["rows_tokenised_again" if redacted is None else "rows_redacted"] += 1
         if redacted is None and row.tool_calls is not None:
             return self._spell_calls(row, messages)
-        text = row.completion if redacted is None else redacted
-        input_ids, loss_mask = self._chat.training_example(messages, text)
-        prompt_length = len(loss_mask) - sum(loss_mask)
+        prompt_ids, completion_ids = self._tokenised.pop(row.key, None) or self._tokenise(row, redacted)
         # A completion that ran into its limit has no end: teaching one would teach stopping in mid-sentence.
-        stop = len(input_ids) if row.finish_reason == _COMPLETE else len(input_ids) - 1
-        token_ids = np.array(input_ids[:stop], dtype=np.int32)
-        return token_ids[:prompt_length], token_ids[prompt_length:]
+        ending = [self._chat.turn_end_id] if row.finish_reason == _COMPLETE else []
+        return prompt_ids, np.array([*completion_ids, *ending], dtype=np.int32)
+
+    def _tokenise(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
+        text = row.completion if redacted is None else redacted
+        ((_, prompt_ids, completion_ids),) = iter_tokenised(self._chat, [TextRow(row, text)])
+        return prompt_ids, completion_ids
+
+    def _earlier_turns(self, row: TeacherRow, prompt_ids: Int32Array) -> Int64Array:
+        """Places in the prompt that carry loss: what an assistant wrote there, with loss_on: assistant."""
+        if self.settings.loss_on == "completion":
+            return np.zeros(0, dtype=np.int64)
+        places = find_assistant_turns(self._chat, json.loads(row.messages), prompt_ids.tolist())
+        if places is None:
+            self.counts["rows_turns_not_found"] += 1
+        return np.array([place for place in places or [] if place > 0], dtype=np.int64)
 
     def _spell_calls(self, row: TeacherRow, messages: list[dict[str, str]]) -> tuple[Int32Array, Int32Array]:
         """A tool call in the student's own spelling; empty where its template has none."""

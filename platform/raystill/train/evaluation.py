@@ -8,9 +8,10 @@ from raystill.train.batches import collate, plan_evaluation
 from raystill.train.device import autocast
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import Totals
+from raystill.train.metrics import TERM_NAMES, Totals, named_sums
 from raystill.train.objective import Objective
 from raystill.train.settings import TrainSettings
+from raystill.train.sharding import keep_in_step, reshard
 from raystill.train.student import Student
 
 
@@ -27,13 +28,16 @@ def evaluate_loss(
     totals = Totals(student.device)
     student.network.eval()
     with torch.no_grad():
-        for rows in plan_evaluation(held_out, settings, group.rank):
-            batch = collate(held_out, rows, student.pad_id, student.device)
+        batches = plan_evaluation(held_out, settings, group.rank)
+        for rows in batches:
+            batch = collate(held_out, rows, student.pad_id, student.device, packed=settings.packed)
             with autocast(student.device, settings.precision):
-                hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N)
+                hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
                 loss = objective(hidden_ND, student.head(), batch)
             totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens)
+        keep_in_step(student, len(batches), group)
+    reshard(student.network)
     student.network.train()
-    loss_sum, ce, kd, tokens, _, _ = group.sum_(totals.sums_6).tolist()
-    values = {"eval/loss": loss_sum / tokens, "eval/ce": ce / tokens}
-    return values | ({"eval/kd_kl": kd / tokens} if settings.terms.kl_weight > 0 else {})
+    sums = named_sums(group.sum_(totals.sums_S))
+    names = ("loss", *TERM_NAMES) if settings.terms.kl_weight > 0 else ("loss", "ce")
+    return {f"eval/{name}": sums[name] / sums["tokens"] for name in names}

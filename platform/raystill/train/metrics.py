@@ -1,7 +1,9 @@
 """metrics.jsonl: one JSON object per logged step, and what the numbers in it mean.
 
-`train/*` are means per completion token since the previous line; `tok_s_useful` counts real tokens,
-`tok_s_raw` also padding, both over all workers; `eval/*` are means over the held-out rows.
+`train/*` are means per token that carries loss since the previous line; `tok_s_useful` counts real tokens,
+`tok_s_raw` also padding, both over all workers; `mfu` and `mfu_6nd` are shares of the measured peak
+(`flops`); `time/*` are shares of the wall time since the previous line (`clock`);
+`eval/*` are means over the held-out rows.
 """
 
 from __future__ import annotations
@@ -16,35 +18,45 @@ import torch
 from raystill.losses.loss import Loss
 from raystill.run.publish import publish_file
 
+TERM_NAMES = ("ce", "kd_kl")
+SUM_NAMES = ("loss", *TERM_NAMES, "tokens", "real", "raw", "squares")
+
 
 class Totals:
-    """Sums over micro-batches, on the device and without waiting for it: loss, CE, KD, tokens, real, raw."""
+    """Sums over micro-batches, on the device and without waiting for it, in the order of `SUM_NAMES` (S):
+
+    the loss, its terms, tokens that carry loss, real positions, computed positions, squares of row lengths.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums_6 = torch.zeros(6, dtype=torch.float64, device=device)
+        self.sums_S = torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=device)
 
-    def add(self, loss: Loss, num_real_tokens: int, num_raw_tokens: int) -> None:
+    def add(self, loss: Loss, num_real_tokens: int, num_raw_tokens: int, sum_squares: int = 0) -> None:
         """Add one micro-batch."""
         zero = loss.sum.new_zeros(())
-        terms = [loss.sum.detach(), loss.metrics.get("ce", zero), loss.metrics.get("kd_kl", zero)]
-        self.sums_6[:3] += torch.stack(terms)
-        counts = torch.tensor([loss.num_tokens, num_real_tokens, num_raw_tokens], dtype=torch.float64)
-        self.sums_6[3:] += counts.to(self.sums_6.device)
+        terms = [loss.sum.detach(), *(loss.metrics.get(name, zero) for name in TERM_NAMES)]
+        self.sums_S[: len(terms)] += torch.stack(terms)
+        counts = torch.tensor(
+            [loss.num_tokens, num_real_tokens, num_raw_tokens, sum_squares], dtype=torch.float64
+        )
+        self.sums_S[len(terms) :] += counts.to(self.sums_S.device)
 
 
-def summarise_window(sums_6: torch.Tensor, seconds: float, has_kd: bool) -> dict[str, float]:
-    """Means and rates of the steps since the last line, ready to log. Empty if nothing trained in them."""
-    loss, ce, kd, tokens, real, raw = sums_6.tolist()
+def named_sums(sums_S: torch.Tensor) -> dict[str, float]:
+    """The sums by name."""
+    return dict(zip(SUM_NAMES, sums_S.tolist(), strict=True))
+
+
+def summarise_window(sums: dict[str, float], has_kd: bool) -> dict[str, float]:
+    """Means of the steps since the last line, ready to log. Empty if nothing trained in them."""
+    tokens = sums["tokens"]
     if tokens == 0:
         return {}
-    values = {"train/loss": loss / tokens, "train/ce": ce / tokens}
-    if has_kd:
-        values["train/kd_kl"] = kd / tokens
-    return values | {
-        "train/tok_s_useful": real / max(seconds, 1e-9),
-        "train/tok_s_raw": raw / max(seconds, 1e-9),
-        "train/pad_frac": 1.0 - real / raw,
-    }
+    values = {"train/loss": sums["loss"] / tokens}
+    for name in TERM_NAMES:
+        if has_kd or name == "ce":
+            values[f"train/{name}"] = sums[name] / tokens
+    return values | {"train/pad_frac": 1.0 - sums["real"] / sums["raw"]}
 
 
 def append_metrics(path: Path, step: int, values: dict[str, Any]) -> None:

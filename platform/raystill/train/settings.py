@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raystill.config.general import Parallelism
 from raystill.config.models import AssistantLora
 from raystill.config.schema import Config
-from raystill.config.training import DistillationSection, EvalStrategy, LoraSection, SftSection
+from raystill.config.signal_source import SignalSourceName, resolve_signal_source
+from raystill.config.training import (
+    DistillationSection,
+    EvalStrategy,
+    Experiment,
+    LoraSection,
+    ReportTo,
+    SftSection,
+)
 from raystill.errors import ConfigError
 from raystill.losses.terms import LossTerms
+from raystill.train.order import Curriculum
 
 TrainStageName = Literal["sft", "distill"]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,13 @@ class TrainSettings:
     """One training stage.
 
     `steps` unset means `epochs` decide; `num_logprobs` is a view of the stored K; `prefers_bfloat16` asks for
-    bfloat16 where the device has it.
+    bfloat16 where the device has it. `packed` is what `packing` comes to on this model (`attention`).
     """
 
     stage: TrainStageName
     label: str
     terms: LossTerms
+    source: SignalSourceName
     num_logprobs: int | None
     lora: LoraSection | None
     precision: Precision
@@ -37,6 +50,8 @@ class TrainSettings:
     micro_batch_rows: int
     accumulation: int
     num_workers: int
+    parallelism: Parallelism
+    gradient_checkpointing: bool
     learning_rate: float
     warmup_ratio: float
     schedule: Literal["cosine", "linear", "constant"]
@@ -45,17 +60,28 @@ class TrainSettings:
     max_grad_norm: float
     log_every: int
     save_every: int
-    max_checkpoints: int
-    min_free_space_gb: float
     max_nonfinite_steps: int
+    spike_threshold: float
+    max_spike_steps: int
     eval_strategy: EvalStrategy
     test_size: float
     data_seed: int
     seed: int
     max_seq_len: int
     truncate: bool
+    loss_on: Literal["completion", "assistant"]
+    packing: Literal["auto", "on", "off"]
+    packed: bool
+    curriculum: Curriculum
     copy_to: Path | None
     overwrite_copy: bool
+    report_to: ReportTo
+    experiment: Experiment | None
+
+    @property
+    def reads_stored_signals(self) -> bool:
+        """Whether the KD term takes its distributions from the store."""
+        return self.terms.kl_weight > 0 and self.source == "store"
 
     @property
     def rows_per_step(self) -> int:
@@ -90,6 +116,14 @@ def starts_from_sft(config: Config) -> bool:
     return init == "sft"
 
 
+def added_tokens(config: Config, stage: TrainStageName) -> list[str]:
+    """Special tokens that a stage's tokenizer gets; none where distill goes on with the SFT stage's."""
+    if trained_model(config, stage) == "assistant":
+        assert config.assistant is not None
+        return config.assistant.tokenizer.additional_special_tokens
+    return [] if stage == "distill" and starts_from_sft(config) else config.student.additional_special_tokens
+
+
 def resolve_loss(config: Config) -> LossTerms:
     """The terms of the distillation loss.
 
@@ -112,27 +146,47 @@ def resolve_loss(config: Config) -> LossTerms:
         divergence=losses.divergence,
         kd_temperature=losses.kd_temperature if losses.kd_temperature is not None else kd.loss.temperature,
     )
-    kind = config.teacher.signals.kind
-    if terms.kl_weight > 0 and kind != "topk":
+    if terms.kl_weight > 0:
+        if resolve_signal_source(config) == "store":
+            _require_stored(config)
+        elif resolve_signal_source(config) == "on_policy":
+            _require_no_ce(terms)
+    return terms
+
+
+def _require_stored(config: Config) -> None:
+    """The store must hold what the KD term reads."""
+    kind, stored = config.teacher.signals.kind, config.teacher.signals.num_logprobs
+    if kind != "topk":
         raise ConfigError(
             f"training on {kind} signals is not supported yet: they can be captured, stored and read",
             where="teacher.signals.kind",
             fix="set it to topk, or losses.kl_weight to 0",
         )
-    stored = config.teacher.signals.num_logprobs
-    if terms.kl_weight > 0 and stored == 0:
+    if stored == 0:
         raise ConfigError(
-            f"the KD term has weight {terms.kl_weight}, and no logprobs are stored",
+            "the KD term has a weight, and no logprobs are stored",
             where="teacher.signals.num_logprobs",
-            fix="store logprobs (20 is a good number), or set losses.kl_weight to 0",
+            fix="store logprobs (20 is a good number), set losses.kl_weight to 0, or let a model teach in "
+            "process: train.distillation.teacher.source: online",
         )
-    if terms.kl_weight > 0 and losses.num_logprobs is not None and losses.num_logprobs > stored:
+    wanted = config.losses.num_logprobs
+    if wanted is not None and wanted > stored:
         raise ConfigError(
-            f"losses.num_logprobs is {losses.num_logprobs}, and {stored} are stored",
+            f"losses.num_logprobs is {wanted}, and {stored} are stored",
             where="losses.num_logprobs",
             fix=f"use at most {stored}, or store more with teacher.signals.num_logprobs",
         )
-    return terms
+
+
+def _require_no_ce(terms: LossTerms) -> None:
+    """Cross entropy on its own samples would teach a student to repeat itself."""
+    if terms.ce_weight > 0:
+        raise ConfigError(
+            f"the CE term has weight {terms.ce_weight:g}, and its targets would be the student's own tokens",
+            where="losses.ce_weight, train.distillation.teacher.source",
+            fix="set losses.ce_weight: 0 and losses.kl_weight: 1 for on_policy",
+        )
 
 
 def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
@@ -144,6 +198,7 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         stage=stage,
         label=own.label,
         terms=LossTerms() if stage == "sft" else resolve_loss(config),
+        source="store" if stage == "sft" else resolve_signal_source(config),
         num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
         lora=_resolve_lora(config, stage),
         precision=_precision(own),
@@ -155,6 +210,8 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         micro_batch_rows=section.per_device_train_batch_size,
         accumulation=section.gradient_accumulation_steps,
         num_workers=training.num_workers,
+        parallelism=training.parallelism,
+        gradient_checkpointing=training.gradient_checkpointing,
         learning_rate=section.learning_rate,
         warmup_ratio=training.warmup_ratio,
         schedule=training.lr_schedule,
@@ -163,18 +220,31 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         max_grad_norm=training.max_grad_norm,
         log_every=section.logging_steps or training.log_every,
         save_every=section.save_steps or training.save_every,
-        max_checkpoints=training.checkpoint_cleanup.max_checkpoints,
-        min_free_space_gb=training.checkpoint_cleanup.min_free_space_gb,
         max_nonfinite_steps=training.max_nonfinite_steps,
+        spike_threshold=training.spike_threshold,
+        max_spike_steps=training.max_spike_steps,
         eval_strategy=own.eval_strategy,
         test_size=own.test_size,
         data_seed=own.data_seed,
         seed=config.run.seed,
         max_seq_len=own.max_length or training.max_seq_len,
         truncate=own.truncate,
+        loss_on=own.loss_on,
+        packing=training.packing,
+        packed=False,
+        curriculum=_resolve_curriculum(config),
         copy_to=Path(own.copy_to).expanduser() if own.copy_to else None,
         overwrite_copy=section.overwrite_output_dir,
+        report_to=section.report_to,
+        experiment=section.experiment,
     )
+
+
+def _resolve_curriculum(config: Config) -> Curriculum:
+    section = config.curriculum
+    if section is None:
+        return Curriculum()
+    return Curriculum(tuple(section.seq_lengths), tuple(section.schedule), section.mix, section.mix_end)
 
 
 @dataclass(frozen=True)
@@ -191,6 +261,7 @@ class _Own:
     data_seed: int
     max_length: int | None = None
     truncate: bool = False
+    loss_on: Literal["completion", "assistant"] = "completion"
 
 
 def _sft_settings(section: SftSection) -> _Own:
@@ -205,6 +276,7 @@ def _sft_settings(section: SftSection) -> _Own:
         data_seed=section.dataset.seed,
         max_length=section.tokenizer.max_length,
         truncate=section.tokenizer.truncation,
+        loss_on=section.loss_on,
     )
 
 
@@ -240,6 +312,16 @@ def _precision(own: _Own) -> Precision:
 
 
 def _resolve_lora(config: Config, stage: TrainStageName) -> LoraSection | None:
+    """The adapters of a stage. With new tokens the embeddings train beside them: nothing else would learn
+    what the tokens mean."""
+    lora = _given_lora(config, stage)
+    if lora is None or not added_tokens(config, stage):
+        return lora
+    missing = [name for name in _EMBEDDINGS if name not in lora.modules_to_save]
+    return lora.model_copy(update={"modules_to_save": [*lora.modules_to_save, *missing]})
+
+
+def _given_lora(config: Config, stage: TrainStageName) -> LoraSection | None:
     section = _section(config, stage)
     if section.peft.lora is not None:
         return section.peft.lora

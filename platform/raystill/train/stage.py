@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import learns_from_assistant, resolve_signal_source
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 from raystill.train.settings import (
@@ -31,6 +32,10 @@ _SHARED_KEYS = (
     "training.weight_decay",
     "training.max_grad_norm",
     "training.max_seq_len",
+    "training.packing",
+    "training.spike_threshold",
+    "training.max_spike_steps",
+    "curriculum",
     "training.num_workers",
     "training.cpus_per_worker",
 )
@@ -51,6 +56,9 @@ _STUDENT_KEYS = tuple(
         "initializer_range",
         "tie_word_embeddings",
         "tokenizer",
+        "adapter",
+        "head_dim",
+        "additional_special_tokens",
     )
 )
 _ASSISTANT_KEYS = (
@@ -58,6 +66,8 @@ _ASSISTANT_KEYS = (
     "assistant.model.attn_implementation",
     "assistant.model.bfloat16",
     "assistant.lora",
+    "assistant.quantization",
+    "assistant.tokenizer.additional_special_tokens",
 )
 _COMMON = (
     "steps",
@@ -73,6 +83,7 @@ _SFT_KEYS = tuple(
         *_COMMON,
         "bfloat16",
         "fp16",
+        "loss_on",
         "eval_strategy",
         "dataset.seed",
         "dataset.test_size",
@@ -91,6 +102,7 @@ _DISTILL_KEYS = tuple(
         "seed",
         "test_size",
         "knowledgedistillation",
+        "teacher",
     )
 )
 
@@ -101,11 +113,12 @@ def _sft_inputs(config: Config) -> tuple[StageName, ...]:
 
 def _distill_inputs(config: Config) -> tuple[StageName, ...]:
     inputs: list[StageName] = ["generate"]
-    if config.teacher.signals.capture != "generation" and resolve_loss(config).kl_weight > 0:
+    from_store = resolve_signal_source(config) == "store" and resolve_loss(config).kl_weight > 0
+    if from_store and config.teacher.signals.capture != "generation":
         inputs.append("score")
     if config.curate is not None:
         inputs.append("curate")
-    if starts_from_sft(config):
+    if starts_from_sft(config) or learns_from_assistant(config):
         inputs.append("sft")
     return tuple(inputs)
 
@@ -113,17 +126,26 @@ def _distill_inputs(config: Config) -> tuple[StageName, ...]:
 def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before anything is written, what training could only fail on later."""
     from raystill.store.store import load_store
-    from raystill.train.build import load_student_chat, starts_from_base
+    from raystill.train.build import load_student_chat, require_described
     from raystill.train.encode import match_tokenizers
     from raystill.train.output import validate_copy_target
+    from raystill.train.students.quantize import require_bitsandbytes
+    from raystill.train.teachers.load import locate_teachers, require_same_tokens
+    from raystill.train.trackers import require_tracker
 
     settings = resolve_settings(config, stage)
     if trained_model(config, stage) == "student" and not (stage == "distill" and starts_from_sft(config)):
-        starts_from_base(config.student)
+        require_described(config)
+    quantization = config.assistant.quantization if config.assistant else None
+    if stage == "sft" and quantization is not None and quantization.load_in_4bit:
+        require_bitsandbytes()
+    require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
     chat = load_student_chat(config, paths, stage)
-    match_tokenizers(config, load_store(paths.store), chat, settings.terms.kl_weight > 0)
+    match_tokenizers(config, load_store(paths.store), chat, settings.reads_stored_signals)
+    if stage == "distill" and settings.terms.kl_weight > 0 and settings.source != "store":
+        require_same_tokens(locate_teachers(config, paths), chat)
 
 
 def _run(context: StageContext, stage: TrainStageName) -> StageResult:
@@ -173,6 +195,7 @@ def progress_fields(record: dict[str, Any]) -> dict[str, Any]:
         "train/kd_kl": "kd_kl",
         "eval/loss": "eval_loss",
         "train/tok_s_useful": "tokens_per_s",
+        "train/mfu": "mfu",
     }
     shown = {name: round(record[key], 4) for key, name in names.items() if key in record}
     total = {"total": record["total_steps"]} if "total_steps" in record else {}

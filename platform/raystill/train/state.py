@@ -7,6 +7,7 @@ so dropout is a function of the position. Data order is a function of the step t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raystill.checkpoint.store import CheckpointContent, save_checkpoint
+from raystill.checkpoint.store import CheckpointContent
 from raystill.errors import DataError
+from raystill.train.metrics import SUM_NAMES
 from raystill.train.settings import TrainSettings
+from raystill.train.sharding import copy_into, gather_whole, like
 from raystill.train.student import Student
 
 _OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
@@ -30,13 +33,16 @@ class Counters:
     nonfinite_streak: int = 0
     masked_steps: int = 0
     tokens: int = 0
+    spike_steps: int = 0
+    spike_streak: int = 0
+    recent_norms: list[float] = field(default_factory=list)
 
 
 @dataclass
 class TrainState:
     """A training run between two steps. `step` counts finished optimizer steps, skipped ones included.
 
-    `window_sums_6` are the sums (see `metrics.Totals`) of the steps since the last line of metrics.jsonl.
+    `window_sums_S` are the sums (`metrics.SUM_NAMES`) of the steps since the last line of metrics.jsonl.
     """
 
     student: Student
@@ -45,14 +51,15 @@ class TrainState:
     total_steps: int
     step: int = 0
     counters: Counters = field(default_factory=Counters)
-    window_sums_6: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    window_sums_S: Tensor = field(default_factory=lambda: torch.zeros(len(SUM_NAMES), dtype=torch.float64))
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Parameters that train, by name; a tied one once."""
         return {n: p for n, p in self.student.network.named_parameters() if p.requires_grad}
 
-    def save(self, directory: Path, data_fingerprint: str) -> Path:
-        """Publish a checkpoint of this state; with LoRA only the adapter's weights are in it."""
+    def gather(self, *, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """Whole weights and moments for a checkpoint; where they are cut among workers all of them call this,
+        and those without `keep` get nothing."""
         parameters = self.trainable()
         optimizer = {
             f"{name}.{key}": self.optimizer.state[parameter][key]
@@ -60,17 +67,21 @@ class TrainState:
             for key in _OPTIMIZER_KEYS
             if parameter in self.optimizer.state
         }
-        state: dict[str, Any] = {
+        return {
+            "model": gather_whole(parameters, keep=keep),
+            "optimizer": gather_whole(optimizer, keep=keep),
+        }
+
+    def describe(self, data_fingerprint: str) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors; JSON-able."""
+        return {
             "step": self.step,
             "total_steps": self.total_steps,
             "counters": vars(self.counters),
-            "window_sums": self.window_sums_6.tolist(),
+            "window_sums": self.window_sums_S.tolist(),
             "scaler": self.scaler.state_dict(),
             "data_fingerprint": data_fingerprint,
         }
-        return save_checkpoint(
-            directory, self.step, tensors={"model": parameters, "optimizer": optimizer}, state=state
-        )
 
     def restore(self, content: CheckpointContent, data_fingerprint: str, where: Path) -> None:
         """Continue from a checkpoint. Raises DataError if it belongs to another model or other data."""
@@ -83,12 +94,12 @@ class TrainState:
             for name, parameter in parameters.items():
                 if parameter.shape != stored[name].shape:
                     raise _foreign(where, f"{name} has another shape")
-                parameter.copy_(stored[name])
+                copy_into(parameter, stored[name])
         self._restore_optimizer(content.tensors["optimizer"], parameters)
         self.scaler.load_state_dict(content.state["scaler"])
         self.step = int(content.state["step"])
         self.counters = Counters(**content.state["counters"])
-        self.window_sums_6 = torch.tensor(content.state["window_sums"], dtype=torch.float64)
+        self.window_sums_S = torch.tensor(content.state["window_sums"], dtype=torch.float64)
 
     def _restore_optimizer(
         self, stored: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]
@@ -97,7 +108,7 @@ class TrainState:
             if f"{name}.step" not in stored:
                 continue
             self.optimizer.state[parameter] = {
-                key: stored[f"{name}.{key}"].to(parameter.device) for key in _OPTIMIZER_KEYS
+                key: like(parameter, stored[f"{name}.{key}"]) for key in _OPTIMIZER_KEYS
             }
 
 

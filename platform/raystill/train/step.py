@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from raystill.run.failpoint import failpoint
 from raystill.train.batches import StepPlan, collate
+from raystill.train.clock import StepClock
 from raystill.train.device import autocast
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import Totals
+from raystill.train.metrics import Totals, named_sums
 from raystill.train.objective import Objective
 from raystill.train.optimizer import learning_rate_at
 from raystill.train.settings import TrainSettings
+from raystill.train.sharding import keep_in_step, whole
+from raystill.train.spikes import HISTORY, is_spike
 from raystill.train.state import TrainState, seed_step
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over all workers, and the gradient's norm before clipping: nan where the step was skipped."""
+    """Sums over all workers (`metrics.SUM_NAMES`), and the gradient's norm before clipping: nan where the
+    step was skipped."""
 
-    sums_6: torch.Tensor
+    sums_S: torch.Tensor
     grad_norm: float
     learning_rate: float
 
@@ -34,53 +39,79 @@ def train_step(
     objective: Objective,
     settings: TrainSettings,
     group: WorkerGroup,
+    clock: StepClock | None = None,
 ) -> StepResult:
-    """Gradient of the mean loss over the step's tokens, clip, update. A non-finite one leaves no trace.
+    """Gradient of the mean loss over the step's tokens, clip, update. A non-finite gradient, or one that
+    stands far out (`spikes`), leaves no trace but its count.
 
     Each micro-batch's sum is divided by the tokens of the whole step, on all workers: how rows are cut into
     micro-batches and shared among workers changes nothing.
     """
     student, totals = state.student, Totals(state.student.device)
+    clock = clock or StepClock()
     seed_step(settings, state.step, group.rank)
     for rows in plan.micro_batches:
-        batch = collate(examples, rows, student.pad_id, student.device)
-        with autocast(student.device, settings.precision):
-            hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N)
+        with clock.measure("data"):
+            batch = collate(examples, rows, student.pad_id, student.device, packed=settings.packed)
+        with clock.measure("forward"), autocast(student.device, settings.precision):
+            hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
             loss = objective(hidden_ND, student.head(), batch)
-        state.scaler.scale(loss.sum / plan.num_tokens).backward()  # type: ignore[no-untyped-call]
-        totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens)
+        with clock.measure("backward"):
+            state.scaler.scale(loss.sum / plan.num_tokens).backward()  # type: ignore[no-untyped-call]
+        squares = int((examples.lengths[rows] ** 2).sum())
+        totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens, squares)
+    keep_in_step(student, len(plan.micro_batches), group)
     parameters = [p for group_ in state.optimizer.param_groups for p in group_["params"]]
-    group.sum_gradients(parameters)
-    group.sum_(totals.sums_6)
+    with clock.measure("reduce"):
+        group.sum_gradients(parameters)
+        group.sum_(totals.sums_S)
     learning_rate = learning_rate_at(settings, state.step, state.total_steps)
-    grad_norm = _update(state, parameters, settings.max_grad_norm, learning_rate, totals)
+    with clock.measure("optimizer"):
+        grad_norm = _update(state, parameters, settings, learning_rate, totals)
     state.step += 1
     failpoint("train:step")
-    return StepResult(totals.sums_6, grad_norm, learning_rate)
+    return StepResult(totals.sums_S, grad_norm, learning_rate)
 
 
 def _update(
     state: TrainState,
     parameters: list[torch.nn.Parameter],
-    max_norm: float,
+    settings: TrainSettings,
     learning_rate: float,
     totals: Totals,
 ) -> float:
-    """Update the weights unless loss or gradient isn't finite; returns the gradient's norm (nan then)."""
+    """Update the weights unless the step is to be skipped; returns the gradient's norm (nan then)."""
     state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    norm = torch.where(torch.isfinite(totals.sums_6[0]), norm, torch.nan)
-    finite = bool(torch.isfinite(norm))
-    if finite:
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+    norm = torch.where(torch.isfinite(totals.sums_S[0]), norm, torch.nan)
+    # The one place of a step that waits for the device.
+    sums = named_sums(totals.sums_S)
+    taken = _is_taken(state, float(norm), settings)
+    if taken:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()
-        state.counters.nonfinite_streak = 0
-        state.counters.tokens += int(totals.sums_6[3])
-    else:
-        state.counters.nonfinite_steps += 1
-        state.counters.nonfinite_streak += 1
+        state.counters.tokens += int(sums["tokens"])
     if state.scaler.is_enabled():
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return float(norm) if finite else float("nan")
+    return float(norm) if taken else float("nan")
+
+
+def _is_taken(state: TrainState, norm: float, settings: TrainSettings) -> bool:
+    """Whether the step updates the weights; counts why it doesn't."""
+    counters = state.counters
+    if not math.isfinite(norm):
+        counters.nonfinite_steps += 1
+        counters.nonfinite_streak += 1
+        return False
+    counters.nonfinite_streak = 0
+    if is_spike(norm, counters.recent_norms, settings.spike_threshold):
+        if counters.spike_streak < settings.max_spike_steps:
+            counters.spike_steps += 1
+            counters.spike_streak += 1
+            return False
+        counters.recent_norms.clear()
+    counters.spike_streak = 0
+    counters.recent_norms = [*counters.recent_norms[1 - HISTORY :], norm]
+    return True

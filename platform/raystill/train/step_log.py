@@ -1,58 +1,129 @@
-"""Writes the lines of metrics.jsonl as a run goes on."""
+"""Writes the lines of metrics.jsonl as a run goes on, and passes them to an experiment tracker."""
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 from typing import Any
 
 from raystill.train.assembly import TrainRun
+from raystill.train.clock import StepClock
 from raystill.train.evaluation import evaluate_loss
-from raystill.train.metrics import append_metrics, summarise_window
+from raystill.train.flops import measure_peak, measure_size
+from raystill.train.metrics import append_metrics, named_sums, summarise_window
 from raystill.train.step import StepResult
+from raystill.train.trackers import BackgroundTracker, TrackedRun, default_experiment, open_tracker
 
 
 class StepLog:
     """Collects the steps between two lines.
 
     Their sums live in the run's state, so that a resumed run writes the same lines; the gradient's norm and
-    the learning rate are the last step's.
+    the learning rate are the last step's. Rates and shares of time are those of this process.
     """
 
     def __init__(self, run: TrainRun) -> None:
         self._run = run
-        self._started = time.monotonic()
         self._last: StepResult | None = None
+        self._here_S = run.state.window_sums_S.new_zeros(run.state.window_sums_S.shape)
+        self._size = measure_size(run.state.student)
+        self.peak_flops = measure_peak(run.state.student.device, run.settings.precision) * run.group.size
+        self._tracker = _open_tracker(run) if run.group.is_first else None
+        self.clock = StepClock()
 
     def add(self, result: StepResult) -> None:
-        """Take in a step; a non-finite one counts only where the loop counts it."""
+        """Take in a step; a skipped one counts only where the loop counts it."""
         self._last = result
         if result.grad_norm == result.grad_norm:  # not nan
-            self._run.state.window_sums_6 += result.sums_6.cpu()
+            sums_S = result.sums_S.cpu()
+            self._run.state.window_sums_S += sums_S
+            self._here_S += sums_S
 
     def write(self) -> dict[str, Any]:
         """One line for the steps since the last; returns its values."""
         run, state = self._run, self._run.state
-        seconds = time.monotonic() - self._started
+        seconds, shares = self.clock.read()
         values: dict[str, Any] = summarise_window(
-            state.window_sums_6, seconds, run.settings.terms.kl_weight > 0
+            named_sums(state.window_sums_S), run.settings.terms.kl_weight > 0
         )
+        if values:
+            values |= self._rates(seconds) | shares
         if self._last is not None and self._last.grad_norm == self._last.grad_norm:
             values |= {"train/grad_norm": self._last.grad_norm, "train/lr": self._last.learning_rate}
-        values |= {"train/nonfinite_steps": state.counters.nonfinite_steps, "total_steps": state.total_steps}
-        state.window_sums_6.zero_()
-        self._started = time.monotonic()
+        counters = state.counters
+        values |= {
+            "train/nonfinite_steps": counters.nonfinite_steps,
+            "train/spike_steps": counters.spike_steps,
+            "total_steps": state.total_steps,
+        }
+        values |= run.source.metrics()
+        state.window_sums_S.zero_()
+        self._here_S.zero_()
         return self._append(values)
 
     def write_evaluation(self) -> dict[str, Any]:
         """Measure the held-out loss and write it as a line; the time it takes is no training time."""
         run = self._run
-        paused = time.monotonic()
-        values = evaluate_loss(run.state.student, run.data.held_out, run.objective, run.settings, run.group)
-        self._started += time.monotonic() - paused
+        with self.clock.paused():
+            values = evaluate_loss(
+                run.state.student, run.data.held_out, run.objective, run.settings, run.group
+            )
         return self._append(values) if values else {}
+
+    def close(self, model: Path | None = None) -> int:
+        """End the tracker's run, with the trained `model` where there is one; returns its failed calls."""
+        tracker = self._tracker
+        if tracker is None:
+            return 0
+        tracker.close(model)
+        if tracker.failures:
+            self._run.notes.append(
+                f"{self._run.settings.report_to} missed {tracker.failures} calls; the first: {tracker.reason}"
+            )
+        return tracker.failures
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        """What this process did since the last line, per second: a resumed window began in another one."""
+        sums = named_sums(self._here_S)
+        return {
+            "train/tok_s_useful": sums["real"] / seconds,
+            "train/tok_s_raw": sums["raw"] / seconds,
+            "train/mfu": self._size.count_needed(sums) / seconds / self.peak_flops,
+            "train/mfu_6nd": self._size.count_6nd(sums) / seconds / self.peak_flops,
+        }
 
     def _append(self, values: dict[str, Any]) -> dict[str, Any]:
         run = self._run
         if run.group.is_first:
             append_metrics(run.job.paths.training_metrics(run.job.stage), run.state.step, values)
+        if self._tracker is not None:
+            self._tracker.log(run.state.step, values)
         return values
+
+
+def _open_tracker(run: TrainRun) -> BackgroundTracker:
+    settings, state = run.settings, run.state
+    parameters: dict[str, str | int | float] = {
+        "stage": settings.stage,
+        "total_steps": state.total_steps,
+        "rows_per_step": settings.rows_per_step,
+        "learning_rate": settings.learning_rate,
+        "precision": settings.precision,
+        "packed": str(settings.packed),
+        "parameters": state.student.num_parameters(),
+        "parameters_trained": state.student.num_parameters(trainable_only=True),
+        "num_workers": run.group.size,
+        "ce_weight": settings.terms.ce_weight,
+        "kl_weight": settings.terms.kl_weight,
+    }
+    tracked = TrackedRun(
+        experiment=settings.experiment or default_experiment(run.job.config.run.name, settings.label),
+        record=run.job.paths.tracker_record(run.job.stage),
+        parameters=parameters,
+        data={
+            "store": str(run.job.paths.store),
+            "fingerprint": run.data_fingerprint,
+            "counts": run.data.counts,
+        },
+        first_step=state.step,
+    )
+    return open_tracker(settings.report_to, tracked)

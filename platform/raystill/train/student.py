@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raystill.errors import ConfigError
+from raystill.train.attention import packed_inputs
 from raystill.train.objective import Head
 
 _PROBE_TOKENS = 4
@@ -48,12 +51,32 @@ class Student:
 
     def num_parameters(self, trainable_only: bool = False) -> int:
         """Weights, a tied one counted once."""
-        return sum(p.numel() for p in self.network.parameters() if p.requires_grad or not trainable_only)
+        return sum(
+            math.prod(_shape(p)) for p in self.network.parameters() if p.requires_grad or not trainable_only
+        )
 
-    def hidden_states(self, input_ids_BT: Tensor, index_N: Tensor) -> Tensor:
-        """[N, D]: inputs of the output projection at the positions `index_N` of the flattened batch."""
-        hidden_BTD: Tensor = self.causal_lm.base_model(input_ids=input_ids_BT, use_cache=False)[0]
+    def hidden_states(
+        self, input_ids_BT: Tensor, index_N: Tensor, row_lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """[N, D]: inputs of the output projection at the positions `index_N` of the flattened batch.
+
+        With `row_lengths` the batch is one sequence of rows, none of which sees another
+        (`attention.enable_packing` comes first).
+        """
+        packed = {} if row_lengths is None else packed_inputs(row_lengths, input_ids_BT.device)
+        run = getattr(self.network, "run_backbone", self.causal_lm.base_model)  # see `sharding.shard`
+        hidden_BTD: Tensor = run(input_ids=input_ids_BT, use_cache=False, **packed)[0]
         return hidden_BTD.flatten(0, 1).index_select(0, index_N)
+
+    def idle_pass(self) -> None:
+        """A pass that carries no loss: one token forward and, where gradients are on, zeros backward."""
+        token_BT = torch.full((1, 1), self.pad_id, device=self.device)
+        hidden_ND = self.hidden_states(token_BT, torch.zeros(1, dtype=torch.int64, device=self.device))
+        if torch.is_grad_enabled():
+            head = self.head()
+            nothing = hidden_ND.sum() * 0 + head.weight_VD.sum() * 0
+            nothing = nothing if head.bias_V is None else nothing + head.bias_V.sum() * 0
+            nothing.backward()  # type: ignore[no-untyped-call]
 
     def head(self) -> Head:
         """The output projection as it trains (`modules_to_save` swaps it for a copy)."""
@@ -62,6 +85,12 @@ class Student:
         if saved is not None:
             layer = saved["default"]
         return Head(layer.weight, getattr(layer, "bias", None))
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    """A parameter's shape; of a 4-bit one, that of what it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return tuple(parameter.shape if state is None else state.shape)
 
 
 def validate_head(student: Student) -> None:

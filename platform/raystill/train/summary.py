@@ -16,6 +16,7 @@ def summarise(run: TrainRun) -> dict[str, Any]:
         "steps": run.state.step,
         "steps_nonfinite": counters.nonfinite_steps,
         "steps_masked": counters.masked_steps,
+        "steps_spike": counters.spike_steps,
         "tokens_trained": counters.tokens,
         "parameters": student.num_parameters(),
         "parameters_trained": student.num_parameters(trainable_only=True),
