@@ -17,6 +17,7 @@ _PANELS = (
     ("train/lr", "Learning rate", "", False),
     ("train/grad_norm", "Gradient norm", "before clipping", True),
     ("train/tok_s_useful", "Throughput", "tokens per second", False),
+    ("train/mfu", "Utilisation", "share of the measured peak", False),
 )
 _STAGE_LABELS: dict[StageName, str] = {
     "prepare": "Prepare prompts",

@@ -13,6 +13,7 @@ Padding counts for nothing in either.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,13 +60,19 @@ def measure_size(student: Student) -> ModelSize:
     heads = int(config.num_attention_heads)
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelSize(
-        layer_weights=sum(p.numel() for p in inner),
-        layer_weights_trained=sum(p.numel() for p in inner if p.requires_grad),
+        layer_weights=sum(_numbers(p) for p in inner),
+        layer_weights_trained=sum(_numbers(p) for p in inner if p.requires_grad),
         head_weights=head.numel(),
         head_trained=head.requires_grad,
         attention_width=heads * int(head_width),
         num_layers=int(config.num_hidden_layers),
     )
+
+
+def _numbers(parameter: torch.Tensor) -> int:
+    """Weights of a matrix; of a 4-bit one, of what it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def measure_peak(device: torch.device, precision: Precision) -> float:
