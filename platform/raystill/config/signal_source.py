@@ -1,0 +1,42 @@
+"""Where a configuration's KD term takes its distributions from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raystill.config.kd_teacher import ASSISTANT, TEACHER, KdModel, KdTeacher
+from raystill.config.schema import Config
+
+SignalSourceName = Literal["store", "online", "on_policy"]
+
+
+def resolve_signal_source(config: Config) -> SignalSourceName:
+    """The source of distill: as given; `auto` is online where SFT trains an assistant, else the store."""
+    given = _section(config).source
+    if given == "auto":
+        return "online" if trains_assistant(config) else "store"
+    return given
+
+
+def resolve_kd_models(config: Config) -> tuple[KdModel, ...]:
+    """The online teachers: as given, else the assistant where SFT trains one, else `teacher.open`."""
+    given = _section(config).models
+    if given:
+        return tuple(given)
+    return (KdModel(name=ASSISTANT if trains_assistant(config) else TEACHER),)
+
+
+def trains_assistant(config: Config) -> bool:
+    """Whether the run has an assistant that SFT trains."""
+    return config.assistant is not None and config.train.sft is not None
+
+
+def learns_from_assistant(config: Config) -> bool:
+    """Whether distill needs the model that SFT leaves behind as its teacher."""
+    online = config.train.distillation is not None and resolve_signal_source(config) != "store"
+    return online and any(model.name == ASSISTANT for model in resolve_kd_models(config))
+
+
+def _section(config: Config) -> KdTeacher:
+    distillation = config.train.distillation
+    return KdTeacher() if distillation is None else distillation.teacher

@@ -1,0 +1,1 @@
+"""Completions that the student makes while it learns, with the weights it has."""

@@ -1,0 +1,1 @@
+"""Where the KD term's distributions come from: the store, models in process, judges of rollouts."""

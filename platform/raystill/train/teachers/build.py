@@ -1,0 +1,73 @@
+"""Chooses the teacher source of a run, and puts it together."""
+
+from __future__ import annotations
+
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths
+from raystill.text.chat import ChatFormat
+from raystill.train.batches import StepPlanner
+from raystill.train.examples import ExampleSet
+from raystill.train.group import WorkerGroup
+from raystill.train.rollouts.engine import RolloutEngine, RolloutSampling
+from raystill.train.rollouts.transformers_engine import TransformersRollouts
+from raystill.train.rollouts.window import WindowMaker
+from raystill.train.settings import TrainSettings
+from raystill.train.student import Student
+from raystill.train.teachers.load import load_teachers, locate_teachers, require_same_tokens
+from raystill.train.teachers.on_policy import OnPolicySignals
+from raystill.train.teachers.online import OnlineSignals
+from raystill.train.teachers.source import SignalSource
+from raystill.train.teachers.stored import StoredSignals
+
+
+def build_source(
+    config: Config,
+    paths: RunPaths,
+    settings: TrainSettings,
+    group: WorkerGroup,
+    chat: ChatFormat,
+    student: Student,
+    examples: ExampleSet,
+    planner: StepPlanner,
+) -> SignalSource:
+    """The source that `settings` name, with its models loaded and checked against the student.
+
+    Raises ConfigError, DataError or RemoteError for models that can't teach this student.
+    """
+    if not settings.terms.uses_teacher or settings.source == "store":
+        return StoredSignals(planner, examples, group.rank)
+    assert config.train.distillation is not None
+    section = config.train.distillation.teacher
+    places = locate_teachers(config, paths)
+    require_same_tokens(places, chat)
+    teachers = load_teachers(places, student)
+    online = OnlineSignals(teachers, planner, examples, group.rank, num_logprobs=section.num_logprobs)
+    if settings.source == "online":
+        return online
+    rollouts = section.rollouts
+    sampling = RolloutSampling(
+        max_new_tokens=rollouts.max_new_tokens,
+        temperature=rollouts.temperature,
+        top_p=rollouts.top_p,
+        eos_ids=frozenset((chat.turn_end_id, *chat.eos_token_ids)),
+        context=min(settings.max_seq_len, student.context),
+        batch_size=rollouts.batch_size,
+    )
+    engine: RolloutEngine = TransformersRollouts(student, sampling, settings.precision)
+    maker = WindowMaker(
+        planner=planner,
+        prompts=[examples.tokens(row)[: examples.first_target(row)] for row in range(len(examples))],
+        group=group,
+        device=student.device,
+        seed=settings.seed,
+        share=rollouts.share,
+        max_new_tokens=rollouts.max_new_tokens,
+    )
+    return OnPolicySignals(
+        online,
+        engine,
+        maker,
+        examples,
+        sync_every=rollouts.sync_every,
+        total_steps=settings.total_steps(len(examples)),
+    )

@@ -1,0 +1,106 @@
+"""Which models teach online, whether their tokens are the student's, and how they are loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER, KdModel
+from raystill.config.schema import Config
+from raystill.config.signal_source import resolve_kd_models
+from raystill.errors import ConfigError, DataError
+from raystill.run.paths import RunPaths
+from raystill.text.chat import ChatFormat
+from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenizer_sha256
+from raystill.train.student import Student, validate_head
+from raystill.train.students.base import load_causal_lm
+from raystill.train.teachers.frozen import AdapterOffTeacher, CheckpointTeacher
+from raystill.train.teachers.online import OnlineTeacher
+
+_WHERE = "train.distillation.teacher.models"
+
+
+@dataclass(frozen=True)
+class TeacherPlace:
+    """Where a configured online teacher is; `source` is None where it is the student's own first weights."""
+
+    model: KdModel
+    source: str | None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+def locate_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
+    """The configured online teachers. Raises ConfigError for a word that this run has no model for."""
+    return [_locate(config, paths, model) for model in resolve_kd_models(config)]
+
+
+def _locate(config: Config, paths: RunPaths, model: KdModel) -> TeacherPlace:
+    if model.name == STUDENT:
+        return TeacherPlace(model, None)
+    if model.name == ASSISTANT:
+        if config.train.sft is None or config.assistant is None:
+            raise ConfigError(
+                "the assistant is to teach, and this run trains none",
+                where=_WHERE,
+                fix="add `assistant` and `train.sft`, or name a checkpoint",
+            )
+        return TeacherPlace(model, str(paths.model("sft").resolve()))
+    if model.name != TEACHER:
+        return TeacherPlace(model, model.name)
+    if config.teacher.open is None:
+        raise ConfigError(
+            "an online teacher needs open weights, and there is no teacher.open",
+            where=_WHERE,
+            fix="describe one under teacher.open, name a checkpoint, or use source: store with a scorer",
+        )
+    own = config.teacher.open.model
+    return TeacherPlace(model, own.name, own.revision, own.trust_remote_code)
+
+
+def require_same_tokens(places: Sequence[TeacherPlace], chat: ChatFormat) -> None:
+    """Raise DataError, with examples, if an online teacher's ids mean other tokens than the student's.
+
+    Extra entries on one side (a padded vocabulary) are accepted.
+    """
+    for place in places:
+        if place.source is None:
+            continue
+        tokenizer = load_tokenizer(place.source, place.revision, place.trust_remote_code)
+        if tokenizer_sha256(tokenizer) == tokenizer_sha256(chat.tokenizer):
+            continue
+        comparison = compare_tokenizers(tokenizer, chat.tokenizer)
+        if not comparison.compatible:
+            raise DataError(
+                f"{place.model.name} can't teach this student token by token: {comparison.describe()}",
+                where=f"{_WHERE}, student.tokenizer",
+                fix="give the student that model's tokenizer, or train on text alone: losses.kl_weight: 0",
+            )
+
+
+def load_teachers(places: Sequence[TeacherPlace], student: Student) -> list[OnlineTeacher]:
+    """The models of `places`, frozen, where the student is, which has its first weights still.
+
+    Raises DataError or RemoteError for a model that can't be loaded, ConfigError for one whose logits the
+    loss can't follow.
+    """
+    return [_load(place, student) for place in places]
+
+
+def _load(place: TeacherPlace, student: Student) -> OnlineTeacher:
+    model: AdapterOffTeacher | CheckpointTeacher
+    if place.source is None and student.is_adapted:
+        model = AdapterOffTeacher(student)
+    else:
+        causal_lm = _copy_of(student) if place.source is None else load_causal_lm(place.source, "sdpa")
+        causal_lm.to(student.device)
+        validate_head(Student(causal_lm, causal_lm))
+        model = CheckpointTeacher(causal_lm)
+    chosen = place.model
+    return OnlineTeacher(chosen.name, model, chosen.weight, frozenset(chosen.sources))
+
+
+def _copy_of(student: Student) -> Any:
+    return copy.deepcopy(student.causal_lm)

@@ -1,0 +1,44 @@
+"""The store as teacher: what a batch holds already. No model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from raystill.losses.teachers import Teacher
+from raystill.train.batches import Batch, StepPlanner
+from raystill.train.examples import ExampleSet
+from raystill.train.objective import Head, stored_signals
+from raystill.train.teachers.source import StepWork
+
+
+class StoredSignals:
+    """`SignalSource` of SFT, and of KD from the store."""
+
+    def __init__(self, planner: StepPlanner, examples: ExampleSet, rank: int) -> None:
+        self._planner = planner
+        self._examples = examples
+        self._rank = rank
+
+    def work(self, step: int) -> StepWork:
+        """The planned rows, as they are stored."""
+        return StepWork(self._planner.plan(step, self._rank), self._examples)
+
+    def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
+        """What the store says of the batch's tokens."""
+        return stored_signals(batch, hidden_ND, head)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: the rows of a step follow from its number."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Nothing to restore."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to say."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to close."""
