@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raystill.bench.random_teacher import RandomTeacherShape, build_random_teacher
 from raystill.cluster.plan import compute_plan
 from raystill.config.schema import Config
 from raystill.errors import Problem
@@ -114,3 +115,18 @@ def test_a_plan_is_json(tmp_path: Path) -> None:
     data = json.loads(json.dumps(compute_plan(make(tmp_path), STAGES).to_json()))
     assert data["stages"][0]["name"] == "prepare"
     assert {"blockers", "assumptions", "warnings", "free_disk_bytes", "steps"} <= data.keys()
+
+
+def test_a_student_that_is_no_smaller_than_its_teacher_is_warned_of(tmp_path: Path) -> None:
+    """I48."""
+    teacher = build_random_teacher(tmp_path / "teacher", RandomTeacherShape(hidden_size=32, vocab_size=300))
+    opened = {"open": {"model": {"name": str(teacher)}}}
+    big = {**STUDENT, "hidden_size": 512, "intermediate_size": 2048}
+    assert any(
+        "large ones" in each
+        for each in compute_plan(make(tmp_path, teacher=opened, student=big), STAGES).warnings
+    )
+    same = make(tmp_path, teacher=opened, student={"base_model_name": str(teacher)})
+    assert any("teacher itself" in each for each in compute_plan(same, STAGES).warnings)
+    small = make(tmp_path, teacher=opened, student={**STUDENT, "hidden_size": 8, "intermediate_size": 8})
+    assert not any("student" in each for each in compute_plan(small, STAGES).warnings)

@@ -31,8 +31,8 @@ NUM_MILESTONES = 6
 TRAINED_BYTES = 12  # checkpoint: float32 weight and two float32 moments per trained parameter
 RESIDENT_BYTES = 16  # training: the same and a float32 gradient
 STARTUP_SECONDS: dict[StageName, float] = {
-    "prepare": 1, "generate": 40, "score": 40, "grade": 40, "curate": 5, "sft": 20, "distill": 20, "evaluate": 30,
-    "export": 30,
+    "prepare": 1, "generate": 40, "score": 40, "grade": 40, "curate": 5, "sft": 20, "distill": 20,
+    "evaluate": 30, "export": 30,
 }  # fmt: skip
 FLOPS = {"cpu": 1.5e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
 _ACTIONS: dict[str, Action] = {"complete": "reuse", "started": "resume", "absent": "run", "changed": "refuse"}
@@ -110,7 +110,7 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         cost_usd=estimate_cost_usd(config, workload),
         unknown=tuple(stage.name for stage in working if None in (stage.seconds, stage.disk_bytes)),
         blockers=(*blockers, *_refusals(planned, paths)),
-        warnings=_warnings(config, disk, free),
+        warnings=(*_warnings(config, disk, free), *_size_warnings(config, teacher, student)),
         assumptions=_assumptions(config, device, workload),
     )
 
@@ -291,6 +291,22 @@ def _warnings(config: Config, disk: int, free: int) -> tuple[str, ...]:
             f"({wanted:g}): only milestones and the newest checkpoint will be kept"
         )
     return tuple(found)
+
+
+def _size_warnings(config: Config, teacher: int | None, student: int | None) -> tuple[str, ...]:
+    """A student that can't be what distillation is for."""
+    opened, base = config.teacher.open, config.student.base_model_name
+    if opened is not None and base is not None and base == opened.model.name and _training(config):
+        return (
+            f"the student starts from {base}, which is the teacher itself: it has little to learn from its "
+            "own answers",
+        )
+    if teacher is not None and student is not None and student >= teacher and _training(config):
+        return (
+            f"the student has {student:,} parameters and the teacher {teacher:,}: distillation makes small "
+            "models out of large ones",
+        )
+    return ()
 
 
 def _assumptions(config: Config, device: str, workload: Workload) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from raystill.config.closed_teacher import ClosedEndpoint
 from raystill.config.secret import masked
@@ -31,6 +32,22 @@ class Address:
     def chat_url(self) -> str:
         """Where completions are asked for."""
         return f"{self.base_url}/chat/completions"
+
+
+def describe_proxy(address: Address) -> str:
+    """The proxy of the environment that requests go through, its credentials masked; "" where there is none.
+
+    A local endpoint is always reached directly.
+    """
+    scheme = urlsplit(address.base_url).scheme
+    host = urlsplit(address.base_url).hostname or ""
+    proxy = getproxies_environment().get(scheme)
+    if address.is_local or not proxy or proxy_bypass_environment(host):
+        return ""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    who = "***@" if parts.username or parts.password else ""
+    port = f":{parts.port}" if parts.port is not None else ""
+    return f"{parts.scheme}://{who}{parts.hostname}{port} ({scheme.upper()}_PROXY)"
 
 
 def parse_address(endpoint: ClosedEndpoint) -> Address:

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import aiohttp
 
-from raystill.teacher.api.address import Address
+from raystill.teacher.api.address import Address, describe_proxy
 from raystill.teacher.api.outcomes import (
     Failure,
     classify_status,
@@ -52,6 +52,7 @@ class ApiClient:
     ) -> None:
         self._url = address.chat_url
         self._key = key
+        self._proxy = describe_proxy(address)
         self._timeout_s = timeout_s
         self._checks_ids = checks_ids
         self._seen: OrderedDict[str, str] = OrderedDict()
@@ -113,7 +114,8 @@ class ApiClient:
             return response.status, response.headers, b"".join(parts)
 
     def _connect_failure(self, error: aiohttp.ClientError) -> Failure:
-        message = f"no connection: {self._masked(str(error))}"
+        through = f" through the proxy {self._proxy}" if self._proxy else ""
+        message = f"no connection{through}: {self._masked(_plain(error))}"
         cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
         if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):
             fix = "check the machine's clock and certificates, and whether a proxy answers instead of the "
@@ -144,6 +146,16 @@ class ApiClient:
 
     def _masked(self, text: str) -> str:
         return shorten(text.replace(self._key, "***") if self._key else text)
+
+
+def _plain(error: aiohttp.ClientError) -> str:
+    """What went wrong in words: aiohttp's own text shows its arguments, a proxy's password among them."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the endpoint's certificate is refused: {cause.verify_message}"
+    if cause is not None:
+        return f"{type(cause).__name__}: {getattr(cause, 'strerror', None) or cause}"
+    return str(error)
 
 
 def read_body(raw: bytes, seconds: float = 0.0, mask: Callable[[str], str] = shorten) -> Answered | Failure:
