@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.run.paths import RunPaths
+from raystill.store.endings import find_cut_off
 from raystill.store.requests import Request, save_requests
 from raystill.store.selection import Selected, save_selection
+from raystill.store.store import load_store
 from raystill.train.selection import load_training_rows
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE
 
@@ -33,3 +38,21 @@ def test_with_curate_what_it_kept(empty_world: Any) -> None:
     rows = load_training_rows(config, paths)
     assert (rows.keys, rows.redacted) == ({"a", "c"}, {"c": "[EMAIL]"})
     assert "curate" in SFT_STAGE.inputs(config) and "curate" in DISTILL_STAGE.inputs(config)
+
+
+def test_completions_that_were_cut_off_are_left_out_on_request(
+    small_run_module: ModuleType, tmp_path: Path
+) -> None:
+    """F9: stored and counted either way; trained on unless the configuration says otherwise."""
+    run = small_run_module.build_small_run(tmp_path, num_prompts=6)
+    requests = [Request(row.key, row.prompt_id, "train") for row in run.rows]
+    save_requests(run.paths.requests, requests)
+    cut = {row.key for row in run.rows if row.finish_reason == "length"}
+    assert cut
+    assert find_cut_off(load_store(run.paths.store), run.paths.requests) == cut
+    assert cut <= load_training_rows(run.config, run.paths).keys
+    values = run.config.model_dump(mode="json")
+    values["teacher"]["base"]["cut_off"] = "leave_out"
+    careful = Config.model_validate(values)
+    assert load_training_rows(careful, run.paths).keys == {row.key for row in run.rows} - cut
+    assert "teacher.base.cut_off" in SFT_STAGE.config_keys

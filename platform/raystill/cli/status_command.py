@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
+from raystill.cli.batch_lines import print_batches
 from raystill.cli.terminal import RESULTS, human_seconds, make_table, print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,19 +27,22 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print how far a run is: stages, rows done, left and rejected, what was spent and what was reused."""
+    """Print how far a run is: stages, rows, what was spent and what was reused; and live batches."""
     from raystill.run.paths import RunPaths
     from raystill.run.status import read_status
+    from raystill.teacher.batch_api.overview import list_live_batches
 
     if run is not None:
         paths = RunPaths(root=run, store=run / "teacher_store")
     else:
         paths = RunPaths.from_config(load_from_options(config, overrides).config)
     found = read_status(paths)
+    batches = [batch for store in (paths.store, paths.judge_store) for batch in list_live_batches(store)]
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found) | {"batches": [asdict(batch) for batch in batches]})
         return
     _print_status(found)
+    print_batches(batches)
 
 
 def _print_status(found: RunStatus) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raystill.cli.arguments import ConfigFiles, Debug, Json, Overrides, load_from_options
+from raystill.cli.batch_lines import print_batches
 from raystill.cli.store_formats_commands import export_answers, import_answers
 from raystill.cli.terminal import RESULTS, human_bytes, print_json
 from raystill.errors import DataError, Problem
@@ -46,10 +47,11 @@ def stats(
     path = _store_path(store, config, overrides)
     from raystill.store.stats import compute_stats
     from raystill.store.store import load_store
+    from raystill.teacher.batch_api.overview import list_live_batches
 
-    found = compute_stats(load_store(path))
+    found, batches = compute_stats(load_store(path)), list_live_batches(path)
     if as_json:
-        print_json({"store": str(path)} | asdict(found))
+        print_json({"store": str(path), "batches": [asdict(batch) for batch in batches]} | asdict(found))
         return
     mass = found.captured_mass_mean
     lines = [
@@ -68,6 +70,7 @@ def stats(
     ]
     for name, text in lines:
         RESULTS.print(f"{name:<12} {text}", markup=False)
+    print_batches(batches)
 
 
 @store_app.command()

@@ -37,6 +37,11 @@ class TeacherBase(Section):
         description="A reasoning teacher's thoughts: drop them, keep them beside the completion, or train on "
         "them as part of it.",
     )
+    cut_off: Literal["train", "leave_out"] = Field(
+        "train",
+        description="Completions that max_new_tokens cut off: train on them as far as they go, without an "
+        "end; or leave them out. They are stored and counted either way.",
+    )
     tool_schema: PathText | None = Field(
         None, description="JSON file of the tools that completions may call; completions are forced into it."
     )

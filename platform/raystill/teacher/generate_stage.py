@@ -161,6 +161,7 @@ def _finish(
     """Account for every request, and export the text."""
     from raystill.run.publish import sha256_file
     from raystill.store.content import content_digest
+    from raystill.store.endings import find_cut_off
     from raystill.store.export import export_jsonl
     from raystill.store.requests import copy_requests
     from raystill.teacher.plan_requests import settle_accounts
@@ -183,6 +184,7 @@ def _finish(
             "done": accounts.done,
             "rejected": accounts.rejected,
             "reused": plan.reused,
+            "cut_off": len(find_cut_off(store, context.paths.requests)),
             "completion_tokens": accounts.completion_tokens,
         },
         metrics={**metrics, "rejects": accounts.reject_codes},

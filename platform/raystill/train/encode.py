@@ -81,11 +81,12 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
     same_template = template == identity.chat_template_sha256
     if tokenizer_sha256(chat.tokenizer) == identity.tokenizer_sha256:
         return TokenMatch(same_ids=True, same_template=same_template)
-    why = "their hashes differ, and the teacher's tokenizer isn't at hand to compare them"
+    why, present = "their hashes differ, and the teacher's tokenizer isn't at hand to compare them", "none"
     if config.teacher.open is not None:
         model = config.teacher.open.model
         teacher = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-        if tokenizer_sha256(teacher) == identity.tokenizer_sha256:
+        present = tokenizer_sha256(teacher)
+        if present == identity.tokenizer_sha256:
             comparison = compare_tokenizers(teacher, chat.tokenizer)
             if comparison.compatible:
                 return TokenMatch(same_ids=True, same_template=same_template)
@@ -96,8 +97,10 @@ def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, need
                 return TokenMatch(same_ids=True, same_template=False, translation=translation)
             why = f"{comparison.describe()}; {translation.describe()}"
     if needs_signal:
+        student = tokenizer_sha256(chat.tokenizer)
         raise DataError(
-            f"the teacher's logprobs can't teach this student: their tokenizers differ ({why})",
+            f"the teacher's logprobs can't teach this student: their tokenizers differ ({why}); hashes: "
+            f"store {identity.tokenizer_sha256[:12]}, student {student[:12]}, teacher.open {present[:12]}",
             where="student.tokenizer",
             fix="give the student the teacher's tokenizer, or train on the text alone: train.sft, or "
             "losses.kl_weight: 0",

@@ -25,6 +25,7 @@ _SHARED_KEYS = (
     "cuda.allow_tf32",
     "teacher.open.model.name",
     "teacher.open.model.revision",
+    "teacher.base.cut_off",
     "training.steps",
     "training.warmup_ratio",
     "training.lr_schedule",

@@ -129,7 +129,7 @@ def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(
         more = make_closed(api.base_url, prices=prices, budget={"max_cost_usd": 5.0})
         assert generate(more).manifest.counts == {
             "requests": 120, "done": 120, "rejected": 0, "reused": first,
-            "completion_tokens": 0,
+            "cut_off": 0, "completion_tokens": 0,
         }  # fmt: skip
         assert check_store(paths) == 120
         assert api.counts.as_json()["most_asked"] <= 2  # the probe's, confirmed by the second run
