@@ -1,4 +1,4 @@
-"""Makes `store_builder` importable for the tests beside it."""
+"""Makes `store_builder` and `power_loss` importable for the tests beside them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_PATH = Path(__file__).with_name("store_builder.py")
-_SPEC = importlib.util.spec_from_file_location("store_builder", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-sys.modules["store_builder"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sys.modules["store_builder"])
+for _name in ("store_builder", "power_loss"):
+    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
