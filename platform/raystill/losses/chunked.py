@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from raystill.losses.dense_divergence import finish_logits_, project_teacher
 from raystill.losses.loss import Loss
 from raystill.losses.row_loss import RowLoss, coarse_row_loss_, dense_row_loss_
-from raystill.losses.teachers import DenseTeacher, Teacher
+from raystill.losses.teachers import Teacher, WholeTeacher
 from raystill.losses.terms import LossTerms
 
 _CHUNK_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 27}
@@ -148,7 +148,7 @@ def _run_chunks(inputs: _Inputs, outputs: _Outputs) -> None:
         hidden_CD = inputs.hidden_ND[start:stop].to(matmul_dtype)
         logits_CV = torch.mm(hidden_CD, weight_VD.T, out=buffer_CV[: stop - start])
         teacher = None if inputs.teacher is None else inputs.teacher.rows(start, stop)
-        taught_CM = project_teacher(teacher, V) if isinstance(teacher, DenseTeacher) else None
+        taught_CM = project_teacher(teacher, V) if isinstance(teacher, WholeTeacher) else None
         for first, last in _cuts(0, stop - start, _block_rows(V, logits_CV.device.type)):
             taught_RM = None if taught_CM is None else taught_CM[first:last]
             _run_block(inputs, outputs, logits_CV[first:last], taught_RM, start + first)
@@ -176,7 +176,7 @@ def _run_block(
     teacher = None if inputs.teacher is None else inputs.teacher.rows(first, last)
     weights_R = None if inputs.weights_N is None else inputs.weights_N[first:last].to(outputs.dtype)
     targets_R, flag = inputs.target_ids_N[first:last], inputs.with_gradients
-    if isinstance(teacher, DenseTeacher):
+    if isinstance(teacher, WholeTeacher):
         assert taught_RM is not None
         known_RM = finish_logits_(taught_RM, teacher, outputs.dtype)
         found = dense_row_loss_(exact_RV, targets_R, known_RM, inputs.terms, weights_R, with_gradient=flag)

@@ -9,28 +9,46 @@ import torch
 from torch import Tensor
 
 from raystill.losses.divergences import compare, project
-from raystill.losses.teachers import DenseTeacher
+from raystill.losses.teachers import MixedTeacher, WholeTeacher
 from raystill.losses.terms import LossTerms
 
 
-def project_teacher(teacher: DenseTeacher, vocab_size: int) -> Tensor:
+def project_teacher(teacher: WholeTeacher, vocab_size: int) -> Tensor:
     """The head's product over the first min(the teacher's V, `vocab_size`) tokens. [N, M].
 
-    It runs in the autocast type where autocast is on, else in the type of the teacher's weights.
+    It runs in the autocast type where autocast is on, else in the type of the teacher's weights. A mixture
+    has no product: its logs of probabilities are logits as good as any.
     """
+    if isinstance(teacher, MixedTeacher):
+        return _mix(teacher, min(vocab_size, *(part.weight_VD.shape[0] for part in teacher.parts)))
     weight_MD = teacher.weight_VD[:vocab_size].detach()
     bias_M = None if teacher.bias_V is None else teacher.bias_V[:vocab_size].detach()
     return torch.nn.functional.linear(teacher.hidden_ND.detach().to(weight_MD.dtype), weight_MD, bias_M)
 
 
-def finish_logits_(product_NM: Tensor, teacher: DenseTeacher, dtype: torch.dtype) -> Tensor:
+def finish_logits_(product_NM: Tensor, teacher: WholeTeacher, dtype: torch.dtype) -> Tensor:
     """The product as the teacher's logits in `dtype`: scaled, then soft-capped, where its family does so."""
     logits_NM = product_NM.to(dtype)
+    if isinstance(teacher, MixedTeacher):
+        return logits_NM
     if teacher.scale != 1.0:
         logits_NM.mul_(teacher.scale)
     if teacher.softcap is not None:
         logits_NM.div_(teacher.softcap).tanh_().mul_(teacher.softcap)
     return logits_NM
+
+
+def _mix(teacher: MixedTeacher, vocab_size: int) -> Tensor:
+    """log sum_p weight_p * softmax(logits_p), part by part: two [N, M] at once however many there are."""
+    mixed_NM: Tensor | None = None
+    for part, log_weights_N1 in zip(teacher.parts, teacher.log_weights_NP.T.unsqueeze(-1), strict=True):
+        product_NM = project_teacher(part, vocab_size)
+        dtype = torch.promote_types(product_NM.dtype, torch.float32)
+        logprobs_NM = torch.log_softmax(finish_logits_(product_NM, part, dtype), dim=-1)
+        logprobs_NM.add_(log_weights_N1.to(dtype))
+        mixed_NM = logprobs_NM if mixed_NM is None else torch.logaddexp(mixed_NM, logprobs_NM)
+    assert mixed_NM is not None, "a mixture of no teachers"
+    return mixed_NM
 
 
 def dense_divergence_(

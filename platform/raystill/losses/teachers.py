@@ -82,4 +82,23 @@ class DenseTeacher:
         return replace(self, hidden_ND=self.hidden_ND[start:stop])
 
 
-Teacher = TopKTeacher | SampledTeacher | DenseTeacher
+@dataclass(frozen=True)
+class MixedTeacher:
+    """Several whole distributions as one: their mean in probability space, with weights of each row's own.
+
+    `log_weights_NP` has a natural log per row and part, summing to 1 over the parts; -inf leaves a part out
+    of a row, whose hidden states there must only be finite. The parts are compared over the vocabulary that
+    all of them have.
+    """
+
+    parts: tuple[DenseTeacher, ...]
+    log_weights_NP: Tensor
+
+    def rows(self, start: int, stop: int) -> MixedTeacher:
+        """A view of the rows from `start` to `stop`."""
+        parts = tuple(part.rows(start, stop) for part in self.parts)
+        return MixedTeacher(parts, self.log_weights_NP[start:stop])
+
+
+WholeTeacher = DenseTeacher | MixedTeacher
+Teacher = TopKTeacher | SampledTeacher | WholeTeacher

@@ -32,6 +32,8 @@ class Batch:
 
     Right-padded: under a causal mask no real position sees the padding to its right, so there is no attention
     mask. Packed (B is 1): `row_lengths` says how many positions each row has, one after the other.
+    `row_sources` and `row_num_targets` say of each row where its prompt came from and how many of the N are
+    its own.
     """
 
     input_ids_BT: Tensor
@@ -40,6 +42,8 @@ class Batch:
     teacher: Teacher | None
     num_real_tokens: int
     row_lengths: tuple[int, ...] | None = None
+    row_sources: tuple[str, ...] = ()
+    row_num_targets: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -154,4 +158,6 @@ def collate(
         teacher=collate_teacher(examples, rows, device),
         num_real_tokens=int(lengths.sum()),
         row_lengths=tuple(lengths.tolist()) if packed else None,
+        row_sources=tuple(examples.source_names[number] for number in examples.sources[rows].tolist()),
+        row_num_targets=tuple(len(part) for part in targets),
     )

@@ -129,7 +129,8 @@ class OnPolicySignals:
 
     def _example(self, step: int, row: int) -> Example:
         rollout = self._window.rollouts.get((step, row))
+        source = self._examples.source_names[self._examples.sources[row]]
         if rollout is None:
-            return Example(self._examples.tokens(row), self._examples.first_target(row))
+            return Example(self._examples.tokens(row), self._examples.first_target(row), source=source)
         prompt = self._maker.prompts[row]
-        return Example(np.concatenate([prompt, rollout]), len(prompt))
+        return Example(np.concatenate([prompt, rollout]), len(prompt), source=source)

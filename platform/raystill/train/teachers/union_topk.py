@@ -15,12 +15,12 @@ from torch import Tensor
 
 from raystill.losses.chunked import choose_chunk_rows
 from raystill.losses.dense_divergence import finish_logits_, project_teacher
-from raystill.losses.teachers import DenseTeacher, TopKTeacher
+from raystill.losses.teachers import DenseTeacher, TopKTeacher, WholeTeacher
 from raystill.train.objective import Head
 
 
 def pick_union_topk(
-    teacher: DenseTeacher, student_hidden_ND: Tensor, student_head: Head, num_logprobs: int
+    teacher: WholeTeacher, student_hidden_ND: Tensor, student_head: Head, num_logprobs: int
 ) -> TopKTeacher:
     """The teacher at the `num_logprobs` best tokens of each side, chunk by chunk: never N * V numbers.
 
@@ -28,21 +28,21 @@ def pick_union_topk(
     """
     N, V = student_hidden_ND.shape[0], student_head.weight_VD.shape[0]
     student = DenseTeacher(student_hidden_ND, student_head.weight_VD, student_head.bias_V)
-    dtype = torch.promote_types(student_hidden_ND.dtype, torch.float32)
     chunk_rows = choose_chunk_rows(V, student_hidden_ND.device.type)
     parts = []
     with torch.no_grad():
         for start in range(0, max(N, 1), chunk_rows):
             stop = min(start + chunk_rows, N)
-            logprobs_CM = _logits(teacher.rows(start, stop), V, dtype).log_softmax(dim=-1)
-            student_CM = _logits(student.rows(start, stop), logprobs_CM.shape[1], dtype)
+            logprobs_CM = _logits(teacher.rows(start, stop), V).log_softmax(dim=-1)
+            student_CM = _logits(student.rows(start, stop), logprobs_CM.shape[1])
             parts.append(_pick(logprobs_CM, student_CM, min(num_logprobs, logprobs_CM.shape[1])))
     ids, logprobs, tails = zip(*parts, strict=True)
     return TopKTeacher(torch.cat(ids), torch.cat(logprobs), torch.cat(tails))
 
 
-def _logits(model: DenseTeacher, vocab_size: int, dtype: torch.dtype) -> Tensor:
-    return finish_logits_(project_teacher(model, vocab_size), model, dtype)
+def _logits(model: WholeTeacher, vocab_size: int) -> Tensor:
+    product = project_teacher(model, vocab_size)
+    return finish_logits_(product, model, torch.promote_types(product.dtype, torch.float32))
 
 
 def _pick(logprobs_CM: Tensor, student_CM: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
