@@ -79,10 +79,11 @@ def test_the_worker_has_the_size_that_its_comment_says() -> None:
 
 
 def test_the_assistants_student_has_the_size_that_its_comment_says() -> None:
-    student = load("assistant", overrides=("student.base_model_name=null",)).config.student
-    size = student_parameters(student, 151_936)
-    assert size is not None
-    assert f"{size / 1e9:.2f} B" in (CONFIGS / "assistant.yaml").read_text(encoding="utf-8")
+    for overrides in ((), ("student.num_key_value_heads=4",)):
+        student = load("assistant", overrides=("student.base_model_name=null", *overrides)).config.student
+        size = student_parameters(student, 151_936)
+        assert size is not None
+        assert f"{size / 1e9:.2f} B" in (CONFIGS / "assistant.yaml").read_text(encoding="utf-8")
 
 
 def test_the_workers_laptop_command_loads() -> None:

@@ -264,7 +264,7 @@ class TokenizerComparison:
             extra = self.only_in_first or self.only_in_second
             side = "first" if self.only_in_first else "second"
             return f"the same {self.num_shared} ids; the {side} has {extra} more"
-        examples = ", ".join(f"{index}: {first} / {second}" for index, first, second in self.differing[:3])
+        examples = ", ".join(f"{index}: {first} / {second}" for index, first, second in self.differing[:5])
         return (
             f"{self.num_differing} of {self.num_shared} shared ids differ ({examples}); "
             f"{self.only_in_first} ids only in the first, {self.only_in_second} only in the second"
@@ -279,7 +279,7 @@ def compare_tokenizers(
     shared = first_bytes.keys() & second_bytes.keys()
     differing = sorted(index for index in shared if first_bytes[index] != second_bytes[index])
     examples = tuple(
-        (index, _show_token(*first_bytes[index]), _show_token(*second_bytes[index]))
+        (index, show_token(*first_bytes[index]), show_token(*second_bytes[index]))
         for index in differing[:max_examples]
     )
     return TokenizerComparison(
@@ -326,7 +326,8 @@ def _sentencepiece_bytes(token: str) -> bytes:
     return token.replace("\u2581", " ").encode("utf-8", "surrogatepass")
 
 
-def _show_token(content: bytes, special: bool) -> str:
+def show_token(content: bytes, special: bool) -> str:
+    """A token's bytes as text for a message."""
     return repr(content.decode("utf-8", "backslashreplace")) + (" (special)" if special else "")
 
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from raystill.train.settings import TrainSettings
 
-BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
@@ -25,7 +24,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,
-        betas=BETAS,
+        betas=settings.betas,
         eps=EPSILON,
         fused=True,
     )

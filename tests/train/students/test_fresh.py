@@ -28,8 +28,8 @@ def test_what_is_not_given_has_the_documented_default(chat: ChatFormat) -> None:
 
 
 def test_heads_may_have_a_width_of_their_own(chat: ChatFormat) -> None:
-    model = build_fresh(section(head_dim=16, hidden_size=30, model_type="llama"), chat, "sdpa")
-    assert model.model.layers[0].self_attn.q_proj.weight.shape == (64, 30)
+    model = build_fresh(section(head_dim=16, hidden_size=28, model_type="llama"), chat, "sdpa")
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (64, 28)
 
 
 @pytest.mark.parametrize(

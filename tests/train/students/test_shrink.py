@@ -63,7 +63,7 @@ def test_every_size_can_shrink(decoder: Any, family: str, tied: bool) -> None:
 def test_what_never_acts_is_what_goes(decoder: Any) -> None:
     """Dead neurons, dead heads and dead channels are cut first, and cutting them changes nothing."""
     base = decoder(num_key_value_heads=4)
-    dead_channels, dead_neurons, dead_head = [3, 17], [0, 5, 11], 1
+    dead_channels, dead_neurons, dead_heads = [3, 8, 17, 30], [0, 5, 11], (1, 3)
     with torch.no_grad():
         base.model.embed_tokens.weight[:, dead_channels] = 0
         base.lm_head.weight[:, dead_channels] = 0
@@ -75,15 +75,16 @@ def test_what_never_acts_is_what_goes(decoder: Any) -> None:
             layer.self_attn.o_proj.weight[dead_channels] = 0
             layer.mlp.down_proj.weight[dead_channels] = 0
             layer.mlp.down_proj.weight[:, dead_neurons] = 0
-            layer.self_attn.o_proj.weight[:, dead_head * 8 : dead_head * 8 + 8] = 0
+            for head in dead_heads:
+                layer.self_attn.o_proj.weight[:, head * 8 : head * 8 + 8] = 0
     ids = torch.arange(20).unsqueeze(0)
     narrow = build_shrunk(
-        base, student(intermediate_size=45, num_attention_heads=3, num_key_value_heads=3, head_dim=8), "sdpa"
+        base, student(intermediate_size=45, num_attention_heads=2, num_key_value_heads=2, head_dim=8), "sdpa"
     )
     torch.testing.assert_close(logits(narrow, ids), logits(base, ids))
-    thin = build_shrunk(base, student(hidden_size=30, num_key_value_heads=4, head_dim=8), "sdpa")
+    thin = build_shrunk(base, student(hidden_size=28, num_key_value_heads=4, head_dim=8), "sdpa")
     kept = channel_importance(dict(base.state_dict()), [0, 1, 2, 3]) > 0
-    assert kept.sum() == 30 and not kept[dead_channels].any()
+    assert kept.sum() == 28 and not kept[dead_channels].any()
     assert torch.equal(thin.model.embed_tokens.weight, base.model.embed_tokens.weight[:, kept])
 
 
@@ -131,6 +132,7 @@ def test_half_heads_are_half_of_a_heads_rotary_pairs(decoder: Any) -> None:
     ("keys", "reason"),
     [
         ({"hidden_size": 64, "head_dim": 8}, "hidden_size: 64 is more than the base's 32"),
+        ({"hidden_size": 30, "head_dim": 8}, "hidden_size: 30 isn't a multiple of num_attention_heads"),
         ({"num_hidden_layers": 5}, "num_hidden_layers: 5 is more than the base's 4"),
         ({"intermediate_size": 49}, "intermediate_size: 49 is more"),
         ({"head_dim": 6}, "head_dim: heads of 6 .* aren't whole parts of the base's heads of 8"),
@@ -194,7 +196,7 @@ def test_a_shrunk_model_is_ahead_of_a_fresh_one(decoder: Any) -> None:
     language = Language()
     held_out = language.sample(64)
     base = decoder(vocab_size=VOCAB, hidden_size=48, intermediate_size=96, head_dim=12)
-    train(base, language, 150)
+    train(base, language, 100)
     keys = {"hidden_size": 36, "intermediate_size": 72, "num_hidden_layers": 3}
     small = build_shrunk(base, student(**keys, head_dim=12, num_attention_heads=2), "sdpa")
     torch.manual_seed(1)

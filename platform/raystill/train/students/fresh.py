@@ -43,7 +43,7 @@ def fresh_config(student: StudentSection, chat: ChatFormat) -> Any:
             where="student.vocab_size",
             fix="unset it, or give at least the tokenizer's size (more is padding)",
         )
-    _refuse_uneven_heads(shape, student.head_dim is not None)
+    _refuse_uneven_heads(shape)
     theta = shape.pop("rope_theta")
     return AutoConfig.for_model(
         **shape,
@@ -53,16 +53,14 @@ def fresh_config(student: StudentSection, chat: ChatFormat) -> Any:
     )
 
 
-def _refuse_uneven_heads(shape: dict[str, Any], has_own_width: bool) -> None:
+def _refuse_uneven_heads(shape: dict[str, Any]) -> None:
     hidden, heads, groups = (
         shape[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )
-    uneven = not has_own_width and hidden % heads
-    if uneven or heads % groups or shape["head_dim"] % 2:
+    if hidden % heads or heads % groups or shape["head_dim"] % 2:
         raise ConfigError(
             f"width {hidden} over {heads} heads of {shape['head_dim']} and {groups} key/value heads doesn't "
             "come out even",
             where="student.num_attention_heads",
-            fix="make hidden_size an even multiple of the heads (or set an even head_dim), and the heads a "
-            "multiple of the key/value heads",
+            fix="make hidden_size an even multiple of the heads, and the heads of the key/value heads",
         )

@@ -91,6 +91,10 @@ def wanted_shape(own: Shape, student: StudentSection, config: Any) -> Shape:
     for key, limit in limits.items():
         if getattr(student, key) > limit:
             reasons[key] = f"{getattr(student, key)} is more than the base's {limit}"
+    if (student.hidden_size or 0) % (student.num_attention_heads or 1):
+        reasons["hidden_size"] = (
+            f"{student.hidden_size} isn't a multiple of num_attention_heads, {student.num_attention_heads}"
+        )
     parts = own.head_dim // max(head_dim, 1)
     if head_dim < 2 or own.head_dim % head_dim or head_dim % 2:
         reasons["head_dim"] = (
