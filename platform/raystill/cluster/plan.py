@@ -158,6 +158,9 @@ class _Sizing:
         rows = self.workload.rows
         count = "rows counted after prepare" if rows is None else f"{rows:,} prompts"
         tokens = self.workload.completion_tokens
+        stored = self.workload.requests if self.config.teacher.base.from_store is not None else None
+        if name == "generate" and stored is not None:
+            return f"{stored:,} stored answers, none asked for"
         if name in ("generate", "score") and tokens is not None:
             return f"{count}, {'' if self.workload.is_measured else '~'}{tokens:,} completion tokens"
         if name in ("sft", "distill"):

@@ -18,7 +18,7 @@ runs/<name>/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -41,7 +41,7 @@ class RunPaths:
 
     root: Path
     store: Path
-    shared_judge_store: Path | None = None
+    shared_judge_store: Path | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_config(cls, config: Config) -> RunPaths:

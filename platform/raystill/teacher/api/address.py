@@ -9,7 +9,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from raystill.config.closed_teacher import ClosedEndpoint
 from raystill.config.secret import masked
@@ -41,8 +41,8 @@ def describe_proxy(address: Address) -> str:
     """
     scheme = urlsplit(address.base_url).scheme
     host = urlsplit(address.base_url).hostname or ""
-    proxy = getproxies_environment().get(scheme)
-    if address.is_local or not proxy or proxy_bypass_environment(host):
+    proxy = getproxies().get(scheme)
+    if address.is_local or not proxy or proxy_bypass(host):
         return ""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     who = "***@" if parts.username or parts.password else ""
