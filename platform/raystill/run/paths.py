@@ -135,6 +135,10 @@ class RunPaths:
         """Which run of an experiment tracker a training stage writes to."""
         return self.stage_dir(stage) / "tracker.json"
 
+    def rollout_weights(self, stage: StageName, rank: int) -> Path:
+        """Where a training worker hands its weights to the engine that makes its rollouts; scratch."""
+        return self.stage_dir(stage) / f"rollout_weights-{rank}"
+
     def training_examples(self, stage: StageName) -> Path:
         """Encoded rows of a training stage, one directory per fingerprint of what they came from."""
         return self.stage_dir(stage) / "examples"

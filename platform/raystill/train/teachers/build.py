@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from raystill.config.kd_teacher import Rollouts
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
@@ -10,6 +13,7 @@ from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
 from raystill.train.rollouts.engine import RolloutEngine, RolloutSampling
 from raystill.train.rollouts.transformers_engine import TransformersRollouts
+from raystill.train.rollouts.vllm_engine import VllmRollouts
 from raystill.train.rollouts.window import WindowMaker
 from raystill.train.settings import TrainSettings
 from raystill.train.student import Student
@@ -45,15 +49,7 @@ def build_source(
     if settings.source == "online":
         return online
     rollouts = section.rollouts
-    sampling = RolloutSampling(
-        max_new_tokens=rollouts.max_new_tokens,
-        temperature=rollouts.temperature,
-        top_p=rollouts.top_p,
-        eos_ids=frozenset((chat.turn_end_id, *chat.eos_token_ids)),
-        context=min(settings.max_seq_len, student.context),
-        batch_size=rollouts.batch_size,
-    )
-    engine: RolloutEngine = TransformersRollouts(student, sampling, settings.precision)
+    engine = _build_engine(rollouts, paths, settings, chat, student, group.rank)
     maker = WindowMaker(
         planner=planner,
         prompts=[examples.tokens(row)[: examples.first_target(row)] for row in range(len(examples))],
@@ -70,4 +66,32 @@ def build_source(
         examples,
         sync_every=rollouts.sync_every,
         total_steps=settings.total_steps(len(examples)),
+    )
+
+
+def _build_engine(
+    rollouts: Rollouts,
+    paths: RunPaths,
+    settings: TrainSettings,
+    chat: ChatFormat,
+    student: Student,
+    rank: int,
+) -> RolloutEngine:
+    sampling = RolloutSampling(
+        max_new_tokens=rollouts.max_new_tokens,
+        temperature=rollouts.temperature,
+        top_p=rollouts.top_p,
+        eos_ids=frozenset((chat.turn_end_id, *chat.eos_token_ids)),
+        context=min(settings.max_seq_len, student.context),
+        batch_size=rollouts.batch_size,
+    )
+    if rollouts.engine == "transformers":
+        return TransformersRollouts(student, sampling, settings.precision)
+    return VllmRollouts(
+        student,
+        paths.initial_model(settings.stage),
+        sampling,
+        memory_gib=rollouts.memory_gib,
+        num_threads=torch.get_num_threads(),
+        scratch=paths.rollout_weights(settings.stage, rank),
     )

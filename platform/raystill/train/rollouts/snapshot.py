@@ -1,0 +1,47 @@
+"""The student's weights as a checkpoint would name them, adapters merged, for an engine of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raystill.train.student import Student
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def write_snapshot(student: Student, directory: Path, dtype: torch.dtype) -> None:
+    """Write the weights that the student has now; the last file's place is taken by rename."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{WEIGHTS_NAME}.tmp"
+    with torch.no_grad():
+        weights = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in iter_weights(student)}
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(directory / WEIGHTS_NAME)
+
+
+def iter_weights(student: Student) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the whole model, a tied weight once; a LoRA layer's is base + its delta.
+
+    Nothing is merged in place: subtracting a delta again would not give the base back bit for bit.
+    """
+    seen: set[int] = set()
+    modules: dict[str, Any] = dict(student.causal_lm.named_modules())
+    for name, tensor in student.causal_lm.state_dict(keep_vars=True).items():
+        owner_name, _, leaf = name.rpartition(".")
+        if "lora_" in name or ".original_module" in name:
+            continue
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        value = tensor.detach()
+        if leaf == "weight" and owner_name.endswith(".base_layer"):
+            layer = modules[owner_name.removesuffix(".base_layer")]
+            value = value + layer.get_delta_weight("default").to(value.dtype)
+        plain = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+        yield plain, value

@@ -1,0 +1,64 @@
+"""vLLM makes rollouts from the weights it was given last, and says what its snapshot costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raystill.train.assembly import assemble
+from raystill.train.group import WorkerGroup
+from raystill.train.rollouts.engine import RolloutRequest
+from raystill.train.rollouts.snapshot import iter_weights
+from raystill.train.rollouts.vllm_engine import VllmRollouts
+from raystill.train.student import Student
+
+
+def test_a_snapshot_is_the_merged_model(world: Any) -> None:
+    lora = {"peft": {"lora": {"r": 4, "modules_to_save": ["lm_head", "embed_tokens"]}}}
+    run = assemble(world.job(world.config(train={"distillation": lora})), WorkerGroup())
+    student = run.state.student
+    with torch.no_grad():
+        for parameter in run.state.trainable().values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    found = dict(iter_weights(student))
+    before = {name: tensor.clone() for name, tensor in found.items()}
+    merged = student.network.merge_and_unload()
+    expected = merged.state_dict()
+    assert found.keys() <= expected.keys()
+    assert expected.keys() - found.keys() <= {"lm_head.weight"}
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.vllm
+def test_refreshed_weights_are_the_ones_that_write(world: Any, tmp_path: Path) -> None:
+    from raystill.train.rollouts.engine import RolloutSampling
+    from raystill.train.rollouts.transformers_engine import TransformersRollouts
+
+    run = assemble(world.job(world.config()), WorkerGroup())
+    student: Student = run.state.student
+    sampling = RolloutSampling(8, 1e-3, 1.0, frozenset({world.chat.turn_end_id}), 128, 8)
+    prompts = [run.data.train.tokens(row)[:10] for row in range(4)]
+    requests = [RolloutRequest(np.asarray(prompt, np.int32), row) for row, prompt in enumerate(prompts)]
+    start = world.paths(run.job.config).initial_model("distill")
+    engine = VllmRollouts(
+        student, start, sampling, memory_gib=0.1, num_threads=1, scratch=tmp_path / "weights"
+    )
+    greedy = TransformersRollouts(student, sampling, "float32")
+    try:
+        engine.refresh()
+        first = engine.generate(requests)
+        assert [part.tolist() for part in first] == [part.tolist() for part in greedy.generate(requests)]
+        with torch.no_grad():
+            for parameter in run.state.trainable().values():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        engine.refresh()
+        second = engine.generate(requests)
+        assert [part.tolist() for part in second] == [part.tolist() for part in greedy.generate(requests)]
+        assert [part.tolist() for part in first] != [part.tolist() for part in second]
+    finally:
+        engine.close()
