@@ -24,13 +24,13 @@ from raystill.train.encode import (
     TokenMatch,
     TrainingData,
     choose_held_out,
-    fold_into_tail,
     load_training_data,
     match_tokenizers,
 )
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
+from raystill.train.signal_arrays import fold_into_tail
 
 SAME = TokenMatch(same_ids=True, same_template=True)
 
@@ -274,3 +274,15 @@ def test_text_is_tokenised_in_batches_as_one_by_one(world: Any, rows: Any) -> No
         assert prompt_id == row.prompt_id and other is not None
         assert one.token_ids.tolist() == other.token_ids.tolist()
         assert one.token_ids.tolist() == [*row.prompt_token_ids, *row.completion_token_ids] or row is rows[2]
+
+
+def test_what_does_not_fit_is_told_with_a_length_that_would(empty_world: Any, rows: Any) -> None:
+    own = RowEncoder(settings(empty_world, "sft"), empty_world.chat, SAME, 259, 30)
+    kept = own.encode_all(rows, {})
+    (note,) = own.lengths.describe_loss()
+    lengths = sorted(len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows)
+    assert len(kept) == sum(length <= 30 for length in lengths)
+    assert f"the longest {lengths[-1]}" in note and "training.max_seq_len" in note
+    roomy = RowEncoder(settings(empty_world, "sft"), empty_world.chat, SAME, 259, 128)
+    roomy.encode_all(rows, {})
+    assert roomy.lengths.describe_loss() == ()

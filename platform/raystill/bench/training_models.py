@@ -66,7 +66,7 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
     words = {"<pad>": 0, "<eos>": 1} | {f"w{index}": index for index in range(2, vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")  # noqa: S106
 
 

@@ -116,7 +116,7 @@ def run_minimal(spec: Spec) -> dict[str, float]:
 
     model = build_model(spec.student)
     model.train()
-    examples, terms = _examples(spec, model.config.vocab_size), _settings(spec).terms
+    examples, terms = _examples(spec, model.config.vocab_size), _settings(spec).terms.last
     by_length = np.argsort(examples.lengths, kind="stable")
     order = np.random.default_rng(0).permutation(spec.num_rows // BATCH_ROWS)
     groups = [by_length[number * BATCH_ROWS : (number + 1) * BATCH_ROWS] for number in order]
@@ -136,7 +136,7 @@ def run_minimal(spec: Spec) -> dict[str, float]:
                     hidden_ND, model.lm_head.weight, batch.target_ids_N, terms, teacher=batch.teacher
                 )
                 loss = whole.sum / whole.num_tokens
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return batch.num_real_tokens

@@ -107,7 +107,7 @@ def _run_distillation(spec: Spec) -> dict[str, float]:
 
     student = build_model(spec.student)
     rows = torch.tensor(make_rows(spec, student.config.vocab_size))
-    ready = iter(rows.split(BATCH_ROWS))
+    ready = iter(torch.split(rows, BATCH_ROWS))
 
     class WithoutGeneration(DistillationTrainer):  # type: ignore[misc]
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from raystill.train.settings import TrainSettings, TrainStageName, resolve_setti
 from raystill.train.sharding import shard_if_needed
 from raystill.train.state import TrainState
 from raystill.train.student import Student
+from raystill.train.teacher_head import load_teacher_head
 from raystill.train.teachers.build import build_source
 from raystill.train.teachers.source import SignalSource
 
@@ -85,6 +86,10 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         context=plain.context,
         cache=job.paths.training_examples(job.stage),
     )
+    notes.extend(data.notes)
+    if settings.reads_stored_signals and settings.signal_kind == "hidden":
+        head = load_teacher_head(job.config).to(device)
+        data.train.teacher_head = data.held_out.teacher_head = head
     if group.is_first:
         save_initial_model(model, chat, job.paths.initial_model(job.stage))
     student = build_student(model, settings)

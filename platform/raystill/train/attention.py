@@ -50,12 +50,7 @@ def attend_documents(
         )
         return output, None
     lengths = list(document_lengths)
-    parts = zip(
-        query_BHTE.split(lengths, dim=2),
-        key_BHTE.split(lengths, dim=2),
-        value_BHTE.split(lengths, dim=2),
-        strict=True,
-    )
+    parts = zip(*(torch.split(x, lengths, dim=2) for x in (query_BHTE, key_BHTE, value_BHTE)), strict=True)
     outputs = [_attend_row(module, *part, **options) for part in parts]
     return torch.cat(outputs, dim=1), None
 
@@ -71,8 +66,9 @@ def _attend_row(
         place = torch.arange(length, device=query_BHTE.device)
         distance = place[:, None] - place[None, :]
         mask = ((distance >= 0) & (distance < window))[None, None]
-    output, _ = sdpa_attention_forward(module, query_BHTE, key_BHTE, value_BHTE, mask, **options)
-    return output
+    output_BTHE: Tensor
+    output_BTHE, _ = sdpa_attention_forward(module, query_BHTE, key_BHTE, value_BHTE, mask, **options)
+    return output_BTHE
 
 
 def packed_inputs(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -143,6 +139,7 @@ def _rows_are_isolated(causal_lm: Any) -> bool:
             0
         ][0]
         alone = [
-            network(input_ids=row_T[None], use_cache=False)[0][0] for row_T in ids_T.split(_PROBE_LENGTHS)
+            network(input_ids=row_T[None], use_cache=False)[0][0]
+            for row_T in torch.split(ids_T, list(_PROBE_LENGTHS))
         ]
     return torch.allclose(packed_TD.float(), torch.cat(alone).float(), rtol=1e-3, atol=1e-3)

@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from raystill.errors import DataError
 from raystill.store.content import content_digest
 from raystill.store.layout import KINDS
 from raystill.store.reader import load_rows, unscored_keys
-from raystill.store.records import Int32Array, TeacherRow, TopKSignal
+from raystill.store.records import Int32Array, TeacherRow
 from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore
+from raystill.store.tier_reader import keys_without_tier, load_hidden, load_sampled
+from raystill.store.tier_records import HiddenSignal, SampledSignal
 from raystill.text.answer_ids import encode_answer
 from raystill.text.assistant_turns import find_assistant_turns
 from raystill.text.chat import ChatFormat
@@ -34,8 +37,10 @@ from raystill.text.vocabulary import MISSING, VocabularyMap, map_vocabulary
 from raystill.train.example_cache import VERSION, load_arrays, save_arrays
 from raystill.train.examples import Example, ExampleSet, Int64Array
 from raystill.train.render_check import check_rendering
+from raystill.train.row_lengths import RowLengths
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
+from raystill.train.signal_arrays import cut_signal, fit_signal, ids_of, rename_ids
 from raystill.train.tokenise import TextRow, iter_tokenised
 
 _COMPLETE = "stop"
@@ -45,11 +50,13 @@ _FILTERED = "content_filter"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on, rows held out for the evaluation loss, and counts by what happened to each row."""
+    """Rows to train on, rows held out for the evaluation loss, counts by what happened to each row, and what
+    the user should hear about."""
 
     train: ExampleSet
     held_out: ExampleSet
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,11 +149,16 @@ def _encode_rows(store: TeacherStore, wanted: TrainingRows, encoder: RowEncoder)
     settings = encoder.settings
     needs_signal = settings.reads_stored_signals
     keys = wanted.keys - set(wanted.redacted) if needs_signal else wanted.keys
+    unscored = _unscored_keys(store, settings) & keys if needs_signal else set()
+    needs_topk = needs_signal and settings.signal_kind == "topk"
+    if needs_signal and not needs_topk:
+        keys = keys - unscored
+        encoder.tier = _load_tier(store, settings, keys)
     rows = load_rows(
         store,
         keys=keys,
-        with_signal=needs_signal,
-        num_logprobs=settings.num_logprobs if needs_signal else None,
+        with_signal=needs_topk,
+        num_logprobs=settings.num_logprobs if needs_topk else None,
     )
     encoded = encoder.encode_all(rows, wanted.redacted)
     held_out = choose_held_out([prompt_id for prompt_id, _ in encoded], settings)
@@ -154,20 +166,36 @@ def _encode_rows(store: TeacherStore, wanted: TrainingRows, encoder: RowEncoder)
         train=ExampleSet([example for prompt_id, example in encoded if prompt_id not in held_out]),
         held_out=ExampleSet([example for prompt_id, example in encoded if prompt_id in held_out]),
         counts=dict(encoder.counts),
+        notes=encoder.lengths.describe_loss(),
     )
     data.counts.update(rows_train=len(data.train), rows_held_out=len(data.held_out))
     if needs_signal:
-        unscored = (unscored_keys(store, partition) for partition in range(store.num_partitions))
-        data.counts["left_out_unscored"] = sum(len(found & keys) for found in unscored)
+        data.counts["left_out_unscored"] = len(unscored)
         data.counts["left_out_redacted"] = len(wanted.redacted)
     return data
+
+
+def _unscored_keys(store: TeacherStore, settings: TrainSettings) -> set[str]:
+    kind = settings.signal_kind
+    partitions = range(store.num_partitions)
+    if kind == "topk":
+        return {key for partition in partitions for key in unscored_keys(store, partition)}
+    return {key for partition in partitions for key in keys_without_tier(store, partition, kind)}
+
+
+def _load_tier(
+    store: TeacherStore, settings: TrainSettings, keys: AbstractSet[str]
+) -> Mapping[str, SampledSignal | HiddenSignal]:
+    return load_sampled(store, keys) if settings.signal_kind == "sampled" else load_hidden(store, keys)
 
 
 def _save_to_cache(cache: Path, fingerprint: str, data: TrainingData) -> None:
     sets = {"train": data.train, "held_out": data.held_out}
     arrays = {f"{name}.{key}": a for name, part in sets.items() for key, a in part.to_arrays().items()}
     names = {name: part.source_names for name, part in sets.items()}
-    save_arrays(cache, fingerprint, arrays, {"counts": data.counts, "source_names": names})
+    save_arrays(
+        cache, fingerprint, arrays, {"counts": data.counts, "notes": data.notes, "source_names": names}
+    )
 
 
 def _from_cache(arrays: Mapping[str, npt.NDArray[Any]], facts: Any) -> TrainingData:
@@ -175,7 +203,7 @@ def _from_cache(arrays: Mapping[str, npt.NDArray[Any]], facts: Any) -> TrainingD
         own = {key.removeprefix(f"{name}."): a for key, a in arrays.items() if key.startswith(f"{name}.")}
         return ExampleSet.from_arrays(own, facts["source_names"][name])
 
-    return TrainingData(part("train"), part("held_out"), dict(facts["counts"]))
+    return TrainingData(part("train"), part("held_out"), dict(facts["counts"]), tuple(facts["notes"]))
 
 
 def choose_held_out(prompt_ids: list[str], settings: TrainSettings) -> frozenset[str]:
@@ -203,8 +231,11 @@ class RowEncoder:
         self._match = match
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
+        self.lengths = RowLengths(max_tokens)
         self._tokenised: dict[str, tuple[Int32Array, Int32Array]] = {}
         self.counts: Counter[str] = Counter()
+        # Signals by row key, where they aren't a top k.
+        self.tier: Mapping[str, SampledSignal | HiddenSignal] = {}
 
     def fingerprint(self, store: TeacherStore, wanted: TrainingRows) -> str:
         """Hex sha256 of all that the encoded rows depend on; needs no row."""
@@ -215,7 +246,13 @@ class RowEncoder:
             sorted(wanted.keys),
             sorted(wanted.redacted.items()),
             [self._vocab_size, self._max_tokens, vars(self._match)],
-            [settings.reads_stored_signals, settings.num_logprobs, settings.truncate, settings.loss_on],
+            [
+                settings.reads_stored_signals,
+                settings.signal_kind,
+                settings.num_logprobs,
+                settings.truncate,
+                settings.loss_on,
+            ],
             [settings.eval_strategy == "no", settings.test_size, settings.data_seed],
             [tokenizer_sha256(chat.tokenizer), chat_template_sha256(chat.tokenizer)],
             [chat.eos_token_ids, chat.tools],
@@ -250,7 +287,7 @@ class RowEncoder:
             self.counts["left_out_content_filter"] += 1
             return None
         prompt_ids, completion_ids = self._token_ids(row, redacted)
-        signal = row.signal if self.settings.reads_stored_signals else None
+        signal = self.tier.get(row.key, row.signal) if self.settings.reads_stored_signals else None
         if len(completion_ids) == 0 or len(prompt_ids) + len(completion_ids) < 2:
             self.counts["left_out_empty"] += 1
             return None
@@ -258,13 +295,16 @@ class RowEncoder:
             self.counts["left_out_foreign_token"] += 1
             return None
         length = len(prompt_ids) + len(completion_ids)
+        kept = min(self._max_tokens - len(prompt_ids), len(completion_ids))
         if length > self._max_tokens:
-            kept = self._max_tokens - len(prompt_ids)
-            if not self.settings.truncate or kept <= 0:
+            kept = max(kept, 0) if self.settings.truncate else 0
+        self.lengths.add(len(prompt_ids), len(completion_ids), kept)
+        if length > self._max_tokens:
+            if kept == 0:
                 self.counts["left_out_too_long"] += 1
                 return None
             completion_ids = completion_ids[:kept]
-            signal = None if signal is None else _cut_signal(signal, kept)
+            signal = None if signal is None else cut_signal(signal, kept)
             self.counts["rows_truncated"] += 1
         token_ids = np.concatenate([prompt_ids, completion_ids]).astype(np.int32, copy=False)
         self._check_ids(token_ids, row)
@@ -273,8 +313,8 @@ class RowEncoder:
         for flag in row.flags:
             self.counts[f"rows_flag_{flag}"] += 1
         if signal is not None and self._match.translation is not None:
-            signal = replace(signal, topk_ids_TK=self._match.translation.translate(signal.topk_ids_TK))
-        signal = None if signal is None else fold_into_tail(signal, self._vocab_size)
+            signal = rename_ids(signal, self._match.translation.translate(ids_of(signal)))
+        signal = None if signal is None else fit_signal(signal, self._vocab_size)
         return Example(
             token_ids, len(prompt_ids), signal, self._earlier_turns(row, prompt_ids), source=row.source
         )
@@ -302,19 +342,23 @@ class RowEncoder:
             self.counts["rows_prompt_rendered_again"] += 1
             translation = self._match.translation
             completion_ids = row.completion_token_ids
-            return prompt_ids, completion_ids if translation is None else translation.translate(completion_ids)
+            return prompt_ids, completion_ids if translation is None else translation.translate(
+                completion_ids
+            )
         self.counts["rows_tokenised_again" if redacted is None else "rows_redacted"] += 1
         if redacted is None and row.tool_calls is not None:
             return self._spell_calls(row, messages)
-        prompt_ids, completion_ids = self._tokenised.pop(row.key, None) or self._tokenise(row, redacted)
+        if row.key not in self._tokenised:
+            self._tokenise(row, redacted)
+        prompt_ids, completion_ids = self._tokenised.pop(row.key)
         # A completion that ran into its limit has no end: teaching one would teach stopping in mid-sentence.
         ending = [self._chat.turn_end_id] if row.finish_reason == _COMPLETE else []
         return prompt_ids, np.array([*completion_ids, *ending], dtype=np.int32)
 
-    def _tokenise(self, row: TeacherRow, redacted: str | None) -> tuple[Int32Array, Int32Array]:
+    def _tokenise(self, row: TeacherRow, redacted: str | None) -> None:
         text = row.completion if redacted is None else redacted
-        ((_, prompt_ids, completion_ids),) = iter_tokenised(self._chat, [TextRow(row, text)])
-        return prompt_ids, completion_ids
+        for _, prompt_ids, completion_ids in iter_tokenised(self._chat, [TextRow(row, text)]):
+            self._tokenised[row.key] = prompt_ids, completion_ids
 
     def _earlier_turns(self, row: TeacherRow, prompt_ids: Int32Array) -> Int64Array:
         """Places in the prompt that carry loss: what an assistant wrote there, with loss_on: assistant."""
@@ -342,32 +386,6 @@ class RowEncoder:
                 where=f"row {row.key}",
                 fix="raise student.vocab_size, or unset it to take the tokenizer's",
             )
-
-
-def fold_into_tail(signal: TopKSignal, vocab_size: int) -> TopKSignal:
-    """Move stored tokens that the student has no logit for (padding of the teacher's head) into the tail."""
-    foreign_TK = signal.topk_ids_TK >= vocab_size
-    if not foreign_TK.any():
-        return signal
-    logprobs_TK = signal.topk_logprobs_TK.astype(np.float32)
-    moved_T = np.where(foreign_TK, np.exp(logprobs_TK), 0.0).sum(axis=1)
-    with np.errstate(divide="ignore"):
-        tail_T = np.log(np.exp(signal.tail_logprob_T) + moved_T).astype(np.float32)
-    return TopKSignal(
-        topk_ids_TK=np.where(foreign_TK, 0, signal.topk_ids_TK).astype(np.int32),
-        topk_logprobs_TK=np.where(foreign_TK, -np.inf, logprobs_TK).astype(np.float16),
-        sampled_logprob_T=signal.sampled_logprob_T,
-        tail_logprob_T=tail_T,
-    )
-
-
-def _cut_signal(signal: TopKSignal, length: int) -> TopKSignal:
-    return TopKSignal(
-        topk_ids_TK=signal.topk_ids_TK[:length],
-        topk_logprobs_TK=signal.topk_logprobs_TK[:length],
-        sampled_logprob_T=signal.sampled_logprob_T[:length],
-        tail_logprob_T=signal.tail_logprob_T[:length],
-    )
 
 
 def _require_tokens(data: TrainingData, store: TeacherStore) -> None:

@@ -49,13 +49,16 @@ def train_step(
     """
     student, totals = state.student, Totals(state.student.device)
     clock = clock or StepClock()
+    terms = settings.terms.at(state.step, state.total_steps)
+    if settings.balance:
+        terms = terms.scaled(state.balance.kd_factor)
     seed_step(settings, state.step, group.rank)
     for rows in plan.micro_batches:
         with clock.measure("data"):
             batch = collate(examples, rows, student.pad_id, student.device, packed=settings.packed)
         with clock.measure("forward"), autocast(student.device, settings.precision):
             hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
-            loss = objective(hidden_ND, student.head(), batch)
+            loss = objective(hidden_ND, student.head(), batch, terms)
         with clock.measure("backward"):
             state.scaler.scale(loss.sum / plan.num_tokens).backward()  # type: ignore[no-untyped-call]
         squares = int((examples.lengths[rows] ** 2).sum())
@@ -82,20 +85,25 @@ def _update(
 ) -> float:
     """Update the weights unless the step is to be skipped; returns the gradient's norm (nan then)."""
     state.scaler.unscale_(state.optimizer)
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     norm = torch.where(torch.isfinite(totals.sums_S[0]), norm, torch.nan)
     # The one place of a step that waits for the device.
     sums = named_sums(totals.sums_S)
-    taken = _is_taken(state, float(norm), settings)
+    grad_norm = float(norm)
+    taken = _is_taken(state, grad_norm, settings)
     if taken:
+        if grad_norm > settings.max_grad_norm:  # spares a pass over all gradients where nothing is clipped
+            torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         state.optimizer.step()
         state.counters.tokens += int(sums["tokens"])
+        state.balance.update(sums["ce"] / sums["tokens"], sums["kd_kl"] / sums["tokens"])
     if state.scaler.is_enabled():
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return float(norm) if taken else float("nan")
+    return grad_norm if taken else float("nan")
 
 
 def _is_taken(state: TrainState, norm: float, settings: TrainSettings) -> bool:

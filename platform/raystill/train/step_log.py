@@ -43,7 +43,7 @@ class StepLog:
         run, state = self._run, self._run.state
         seconds, shares = self.clock.read()
         values: dict[str, Any] = summarise_window(
-            named_sums(state.window_sums_S), run.settings.terms.kl_weight > 0
+            named_sums(state.window_sums_S), run.settings.terms.uses_teacher
         )
         if values:
             values |= self._rates(seconds) | shares
@@ -112,8 +112,7 @@ def _open_tracker(run: TrainRun) -> BackgroundTracker:
         "parameters": state.student.num_parameters(),
         "parameters_trained": state.student.num_parameters(trainable_only=True),
         "num_workers": run.group.size,
-        "ce_weight": settings.terms.ce_weight,
-        "kl_weight": settings.terms.kl_weight,
+        **settings.terms.describe(),
     }
     tracked = TrackedRun(
         experiment=settings.experiment or default_experiment(run.job.config.run.name, settings.label),
