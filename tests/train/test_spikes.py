@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from raystill.checkpoint.store import load_checkpoint, save_checkpoint
 from raystill.train.assembly import assemble
 from raystill.train.group import WorkerGroup
 from raystill.train.spikes import HISTORY, is_spike
-from raystill.train.step import _is_taken
+from raystill.train.step import _is_taken, train_step
 
 STEADY = [1.0 + 0.01 * (index % 5) for index in range(40)]
 
@@ -49,8 +50,6 @@ def test_the_history_survives_a_resume_and_a_spike_leaves_no_trace(world: Any) -
     run = assemble(world.job(config), WorkerGroup())
     run.state.counters.recent_norms = [1e-9] * 25
     before = {name: p.detach().clone() for name, p in run.state.trainable().items()}
-    from raystill.train.step import train_step
-
     result = train_step(
         run.state, run.planner.plan(0, 0), run.data.train, run.objective, run.settings, run.group
     )
@@ -63,8 +62,6 @@ def test_the_history_survives_a_resume_and_a_spike_leaves_no_trace(world: Any) -
         tensors=run.state.gather(keep=True),
         state=run.state.describe(run.data_fingerprint),
     )
-    from raystill.checkpoint.store import load_checkpoint, save_checkpoint
-
     again = assemble(world.job(config), WorkerGroup())
     again.state.restore(load_checkpoint(path), again.data_fingerprint, path)
     assert again.state.counters == run.state.counters

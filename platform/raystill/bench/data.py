@@ -129,7 +129,7 @@ def _commit(path: Path, rows: list[TeacherRow]) -> TeacherStore:
     identity = StoreIdentity(
         teacher="synthetic",
         engine="openai",
-        dtype="",
+        dtype="unknown",
         tokenizer_sha256="",
         chat_template_sha256="",
         num_logprobs=0,
