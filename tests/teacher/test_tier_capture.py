@@ -27,7 +27,6 @@ from raystill.teacher.generate_stage import GENERATE_STAGE
 from raystill.teacher.preflight import preflight
 from raystill.teacher.score_stage import SCORE_STAGE
 from raystill.teacher.tier_capture import TierRequest, capture_tier
-from raystill.train.settings import resolve_loss
 
 PROMPT = np.array([5, 9, 40, 7], np.int32)
 COMPLETION = np.array([11, 12, 200, 13, 2], np.int32)
@@ -149,11 +148,3 @@ def test_engines_that_cannot_are_refused_at_load(tmp_path: Path, settings: list[
     )
     with pytest.raises(ConfigError, match=said):
         load_config([path], settings)
-
-
-def test_training_on_a_tier_is_refused(make_config: MakeConfig) -> None:
-    config = make_config("transformers", signals={"kind": "hidden"})
-    with pytest.raises(ConfigError, match="not supported yet"):
-        resolve_loss(
-            config.model_copy(update={"losses": config.losses.model_copy(update={"kl_weight": 1.0})})
-        )

@@ -7,19 +7,20 @@ import pytest
 from raystill.errors import ConfigError
 from raystill.losses.terms import LossTerms
 from raystill.train.optimizer import build_optimizer, learning_rate_at
-from raystill.train.settings import resolve_loss, resolve_settings, starts_from_sft
+from raystill.train.loss_terms import resolve_loss
+from raystill.train.settings import resolve_settings, starts_from_sft
 
 
 def test_the_seeds_weight_means_kl_and_the_rest_ce(empty_world: Any) -> None:
     kd = {"weight": 0.3, "loss": {"temperature": 2.0}}
     config = empty_world.config(train={"distillation": {"knowledgedistillation": kd}})
-    assert resolve_loss(config) == LossTerms(ce_weight=0.7, kl_weight=0.3, kd_temperature=2.0)
+    assert resolve_loss(config).at(0, 9) == LossTerms(ce_weight=0.7, kl_weight=0.3, kd_temperature=2.0)
 
 
 def test_the_losses_section_wins(empty_world: Any) -> None:
     losses = {"kl_weight": 2.0, "ce_weight": 0.0, "kd_temperature": 1.5, "divergence": "reverse_kl"}
     terms = resolve_loss(empty_world.config(losses=losses))
-    assert terms == LossTerms(0.0, 2.0, "reverse_kl", 1.5)
+    assert terms.at(0, 9) == LossTerms(0.0, 2.0, "reverse_kl", 1.5)
 
 
 @pytest.mark.parametrize(

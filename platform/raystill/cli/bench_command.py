@@ -21,6 +21,7 @@ BENCHES = {
     "resume": "raystill.bench.resume",
     "gap": "raystill.bench.gap",
     "sft": "raystill.bench.sft",
+    "kd-head": "raystill.bench.kd_head",
     "kd-step": "raystill.bench.kd_step",
     "data": "raystill.bench.data",
 }

@@ -16,6 +16,7 @@ from raystill.config.curriculum_contradictions import find_curriculum_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
 from raystill.config.grade_contradictions import find_grading_problems
 from raystill.config.loaded import LoadedConfig
+from raystill.config.losses import largest
 from raystill.config.model_contradictions import find_model_contradictions
 from raystill.config.signal_contradictions import find_tier_contradictions
 from raystill.config.source_contradictions import find_source_contradictions
@@ -324,10 +325,11 @@ def _kd_terms(loaded: LoadedConfig) -> Iterator[Problem]:
         )
     if losses.kl_weight is None or losses.ce_weight is None or not loaded.is_changed(f"{_KD}.weight"):
         return
-    if not (isclose(losses.kl_weight, kd.weight) and isclose(losses.ce_weight, 1.0 - kd.weight)):
+    kl, ce = largest(losses.kl_weight), largest(losses.ce_weight)
+    if not (isclose(kl, kd.weight) and isclose(ce, 1.0 - kd.weight)):
         yield Problem(
             f"`{_KD}.weight` {kd.weight:g} means KL {kd.weight:g} and CE {1 - kd.weight:g}; `losses` says KL "
-            f"{losses.kl_weight:g} and CE {losses.ce_weight:g}",
+            f"{kl:g} and CE {ce:g}",
             loaded.where(f"{_KD}.weight", "losses.kl_weight", "losses.ce_weight"),
             f"keep one of the two: remove {_KD}.weight, or the weights under losses",
         )

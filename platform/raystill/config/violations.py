@@ -94,7 +94,8 @@ def _wrong_value(path: str, node: Node, message: str) -> Problem:
 
 
 def _repair(key: Key, value: Any) -> str:
-    if key.section is not None and not key.is_list:
+    is_block = key.section is not None and not key.is_list
+    if is_block and not key.kinds & {bool, int, float, str}:
         return f"put `key: value` lines below `{key.name}:`, or remove the line"
     if isinstance(value, str):
         if repaired := _repair_text(key, value):

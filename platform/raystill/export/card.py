@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import resolve_signal_source
 from raystill.export.verdict import Verification
 from raystill.run.manifest import Manifest, fingerprint_of
 
@@ -123,6 +124,23 @@ def _percent(estimate: Mapping[str, Any] | None) -> str:
     return f"{100 * estimate['value']:.1f} % ({low} to {high})"
 
 
+def _signal(config: Config) -> str:
+    """What the KD term knows about the teacher, in words."""
+    if resolve_signal_source(config) != "store":
+        return "the distributions of a teacher in memory"
+    kind = config.teacher.signals.kind
+    if kind != "topk":
+        draws = f"{config.teacher.signals.num_draws} draws per token from the teacher's distribution"
+        return draws if kind == "sampled" else "the distributions of the teacher's stored hidden states"
+    k = config.losses.num_logprobs or config.teacher.signals.num_logprobs
+    rest = {
+        "bucket": "what is left of the mass is one more outcome",
+        "renormalised": "scaled to a mass of 1",
+        "dropped": "what is left of the mass is ignored",
+    }
+    return f"the teacher's {k} best logprobs per token; {rest[config.losses.tail]}"
+
+
 def _method(facts: CardFacts) -> str:
     config = facts.config
     lines = []
@@ -136,11 +154,7 @@ def _method(facts: CardFacts) -> str:
     if config.train.sft is not None:
         lines.append("- sft: cross entropy on the teacher's completions (sequence-level distillation)")
     if config.train.distillation is not None:
-        k = config.losses.num_logprobs or config.teacher.signals.num_logprobs
-        lines.append(
-            f"- distill: {config.losses.divergence} on the teacher's {k} best logprobs per token; what is "
-            "left of the mass is one more outcome"
-        )
+        lines.append(f"- distill: {config.losses.divergence} on {_signal(config)}")
     is_asked = config.teacher.base.from_store is None
     sampling = config.teacher.open.pipeline if config.teacher.open and is_asked else None
     if sampling is not None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from raystill.losses.terms import EntropyDriven, LossTerms, Value, largest
+from raystill.losses.terms import EntropyDriven, LossTerms, Value
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,42 @@ class ScheduledTerms:
     kd_temperature: Schedule | None = None
 
     def __post_init__(self) -> None:
-        # Each end of every ramp is a state that training passes through.
-        for end in ("start", "end"):
-            values = {name: _end_of(schedule, end) for name, schedule in self._schedules().items()}
-            replace(self.terms, **values)  # type: ignore[arg-type]
+        self._at_ends()
+
+    @property
+    def ends(self) -> tuple[LossTerms, LossTerms]:
+        """The terms that every ramp starts in, and those that it ends in: all others lie between."""
+        return self._at_ends()
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the divergence has a weight at any step."""
-        schedule = self.terms.kl_weight if self.kl_weight is None else self.kl_weight
-        if isinstance(schedule, Ramp):
-            return max(schedule.start, schedule.end) > 0
-        return largest(schedule) > 0
+        return any(terms.uses_teacher for terms in self.ends)
+
+    @property
+    def last(self) -> LossTerms:
+        """The terms that every ramp ends in: what held-out rows are measured with, at every step alike."""
+        return self.ends[1]
+
+    def describe(self) -> dict[str, str | float]:
+        """Weights, temperature and divergence, for people; a schedule as text."""
+        described: dict[str, str | float] = {}
+        for name in ("ce_weight", "kl_weight", "kd_temperature"):
+            value = self._schedules().get(name, getattr(self.terms, name))
+            described[name] = value if isinstance(value, int | float) else str(value)
+        return {**described, "divergence": self.terms.divergence}
 
     def at(self, step: int, total_steps: int) -> LossTerms:
         """The terms of `step`, counted from 0, of `total_steps`."""
         values = {name: _value_at(s, step, total_steps) for name, s in self._schedules().items()}
         return replace(self.terms, **values) if values else self.terms  # type: ignore[arg-type]
+
+    def _at_ends(self) -> tuple[LossTerms, LossTerms]:
+        first, last = (
+            {name: _end_of(schedule, end) for name, schedule in self._schedules().items()}
+            for end in ("start", "end")
+        )
+        return replace(self.terms, **first), replace(self.terms, **last)  # type: ignore[arg-type]
 
     def _schedules(self) -> dict[str, Schedule]:
         schedules = {

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# Far below one draw of the most that are stored, far above what adding shares up rounds away.
+_ROUNDING = 4e-6
+
 
 @dataclass(frozen=True)
 class TopKTeacher:
@@ -42,9 +45,10 @@ class SampledTeacher:
     """Draws from the teacher's whole distribution (random-sampling KD, arXiv 2503.16870).
 
     `ids_NU` int64, distinct within a row; `weights_NU` the share of the row's draws that each id got (counts
-    over their sum), 0 for padding, whose id must still be a valid token. The weights are an unbiased estimate
-    of every probability, so the gradient of forward KL, which is linear in them, is unbiased too. The value
-    is KL(draws || student), which exceeds KL(teacher || student) by the entropy that the draws lack.
+    over their number), 0 for padding, whose id must still be a valid token. Shares that sum to less than 1
+    leave the rest to tokens that the student doesn't have, which count as tail. The weights are an unbiased
+    estimate of every probability, so the gradient of forward KL, which is linear in them, is unbiased too.
+    The value is KL(draws || student), above KL(teacher || student) by the entropy that the draws lack.
     """
 
     ids_NU: Tensor
@@ -55,9 +59,10 @@ class SampledTeacher:
         return SampledTeacher(self.ids_NU[start:stop], self.weights_NU[start:stop])
 
     def as_topk(self) -> TopKTeacher:
-        """The draws as a distribution: their ids, and an empty tail."""
-        empty_N = self.weights_NU.new_full(self.weights_NU.shape[:1], -torch.inf)
-        return TopKTeacher(self.ids_NU, self.weights_NU.log(), empty_N)
+        """The draws as a distribution: their ids, and what they leave (nothing, as a rule) as the tail."""
+        rest_N = 1.0 - self.weights_NU.sum(dim=-1)
+        rest_N = torch.where(rest_N < _ROUNDING, 0.0, rest_N)
+        return TopKTeacher(self.ids_NU, self.weights_NU.log(), rest_N.log())
 
 
 @dataclass(frozen=True)

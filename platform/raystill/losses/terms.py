@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -88,6 +88,21 @@ class LossTerms:
     def uses_teacher(self) -> bool:
         """Whether the divergence has a weight anywhere."""
         return largest(self.kl_weight) > 0
+
+    def scaled(self, kl_factor: float) -> LossTerms:
+        """The same terms with the divergence's weight times `kl_factor`."""
+        if kl_factor == 1.0:
+            return self
+        weight = self.kl_weight
+        if isinstance(weight, EntropyDriven):
+            ends = {"start": weight.start * kl_factor, "end": weight.end * kl_factor}
+            return replace(self, kl_weight=replace(weight, **ends))
+        return replace(self, kl_weight=weight * kl_factor)
+
+    @property
+    def uses_cross_entropy(self) -> bool:
+        """Whether the cross entropy has a weight anywhere."""
+        return largest(self.ce_weight) > 0
 
     @property
     def needs_entropy(self) -> bool:

@@ -39,5 +39,5 @@ def evaluate_loss(
     reshard(student.network)
     student.network.train()
     sums = named_sums(group.sum_(totals.sums_S))
-    names = ("loss", *TERM_NAMES) if settings.terms.kl_weight > 0 else ("loss", "ce")
+    names = ("loss", *TERM_NAMES) if settings.terms.uses_teacher else ("loss", "ce")
     return {f"eval/{name}": sums[name] / sums["tokens"] for name in names}

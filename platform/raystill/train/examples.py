@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raystill.store.records import Float16Array, Float32Array, Int32Array, TopKSignal
+from raystill.store.records import Int32Array
+from raystill.train.signal_arrays import (
+    SignalArrays,
+    StoredSignal,
+    flatten_signals,
+    signals_from_arrays,
+)
+from raystill.train.teacher_head import TeacherHead
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -29,18 +36,9 @@ class Example:
 
     token_ids: Int32Array
     prompt_length: int
-    signal: TopKSignal | None = None
+    signal: StoredSignal | None = None
     prompt_targets: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     source: str = ""
-
-
-@dataclass(frozen=True)
-class SignalArrays:
-    """The signals of all rows, one after the other."""
-
-    ids_SK: Int32Array
-    logprobs_SK: Float16Array
-    tail_logprob_S: Float32Array
 
 
 class ExampleSet:
@@ -60,7 +58,7 @@ class ExampleSet:
                 "sources": _int64([number[example.source] for example in examples]),
             },
             names,
-            _flatten_signals([example.signal for example in examples]),
+            flatten_signals([example.signal for example in examples]),
         )
 
     @classmethod
@@ -68,7 +66,7 @@ class ExampleSet:
         """The set that `to_arrays` and `source_names` describe; the arrays may be mapped from disk."""
         new = cls.__new__(cls)
         signals = {name.removeprefix(_SIGNAL): array for name, array in arrays.items() if _SIGNAL in name}
-        new._set(arrays, tuple(source_names), SignalArrays(**signals) if signals else None)
+        new._set(arrays, tuple(source_names), signals_from_arrays(signals))
         return new
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -87,6 +85,8 @@ class ExampleSet:
         self.sources: Int64Array = arrays["sources"]
         self.source_names = source_names
         self.signals = signals
+        # Set after loading, where the signals are hidden states.
+        self.teacher_head: TeacherHead | None = None
         self._prompt_lengths: Int64Array = arrays["prompt_lengths"]
         self._token_ids: Int32Array = arrays["token_ids"]
         self._prompt_targets: Int64Array = arrays["prompt_targets"]
@@ -140,15 +140,3 @@ def _offsets(lengths: Int64Array) -> Int64Array:
 def _concatenate(arrays: Sequence[Int32Array]) -> Int32Array:
     flat: Int32Array = np.concatenate([np.zeros(0, dtype=np.int32), *arrays])
     return flat
-
-
-def _flatten_signals(signals: Sequence[TopKSignal | None]) -> SignalArrays | None:
-    present = [signal for signal in signals if signal is not None]
-    if not present:
-        return None
-    assert len(present) == len(signals), "rows with and without signals are mixed"
-    return SignalArrays(
-        ids_SK=np.concatenate([signal.topk_ids_TK for signal in present]),
-        logprobs_SK=np.concatenate([signal.topk_logprobs_TK for signal in present]),
-        tail_logprob_S=np.concatenate([signal.tail_logprob_T for signal in present]),
-    )

@@ -18,7 +18,7 @@ import torch
 from raystill.losses.loss import Loss
 from raystill.run.publish import publish_file
 
-TERM_NAMES = ("ce", "kd_kl")
+TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted")
 SUM_NAMES = ("loss", *TERM_NAMES, "tokens", "real", "raw", "squares")
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from raystill.losses.chunked import chunked_loss
 from raystill.losses.loss import Loss
+from raystill.losses.schedules import ScheduledTerms
+from raystill.losses.teachers import Teacher
 from raystill.losses.terms import LossTerms
 from raystill.train.batches import Batch
 
@@ -24,18 +26,34 @@ class Head:
     bias_V: Tensor | None
 
 
-Objective = Callable[[Tensor, Head, Batch], Loss]
+# Hidden states and head are the student's: a source may ask where it puts its own mass.
+Signals = Callable[[Batch, Tensor, Head], Teacher | None]
 
 
-def build_objective(terms: LossTerms) -> Objective:
-    """SFT where there is no KD term, else distillation: the only place where the two differ."""
+def stored_signals(batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
+    """The teacher that the batch holds already."""
+    return batch.teacher
 
-    def sft(hidden_ND: Tensor, head: Head, batch: Batch) -> Loss:
-        return chunked_loss(hidden_ND, head.weight_VD, batch.target_ids_N, terms, bias_V=head.bias_V)
 
-    def distill(hidden_ND: Tensor, head: Head, batch: Batch) -> Loss:
+@dataclass(frozen=True)
+class Objective:
+    """What a training stage minimises. SFT is distillation without a KD term: the teacher isn't asked then.
+
+    `signals` gives a batch its teacher; by default the one that it holds already.
+    """
+
+    schedule: ScheduledTerms
+    signals: Signals = stored_signals
+
+    def __call__(self, hidden_ND: Tensor, head: Head, batch: Batch, terms: LossTerms | None = None) -> Loss:
+        """The loss of a batch by `terms`; unset: by those that the schedule ends in."""
+        terms = terms or self.schedule.last
+        teacher = self.signals(batch, hidden_ND, head) if terms.uses_teacher else None
         return chunked_loss(
-            hidden_ND, head.weight_VD, batch.target_ids_N, terms, teacher=batch.teacher, bias_V=head.bias_V
+            hidden_ND, head.weight_VD, batch.target_ids_N, terms, teacher=teacher, bias_V=head.bias_V
         )
 
-    return distill if terms.kl_weight > 0 else sft
+
+def build_objective(schedule: ScheduledTerms, signals: Signals = stored_signals) -> Objective:
+    """The objective of a stage whose terms are `schedule`."""
+    return Objective(schedule, signals)

@@ -20,7 +20,8 @@ from raystill.config.training import (
     SftSection,
 )
 from raystill.errors import ConfigError
-from raystill.losses.terms import LossTerms
+from raystill.losses.schedules import ScheduledTerms
+from raystill.train.loss_terms import resolve_loss
 from raystill.train.order import Curriculum
 
 TrainStageName = Literal["sft", "distill"]
@@ -39,8 +40,10 @@ class TrainSettings:
 
     stage: TrainStageName
     label: str
-    terms: LossTerms
+    terms: ScheduledTerms
+    balance: bool
     source: SignalSourceName
+    signal_kind: Literal["topk", "sampled", "hidden"]
     num_logprobs: int | None
     lora: LoraSection | None
     precision: Precision
@@ -81,7 +84,7 @@ class TrainSettings:
     @property
     def reads_stored_signals(self) -> bool:
         """Whether the KD term takes its distributions from the store."""
-        return self.terms.kl_weight > 0 and self.source == "store"
+        return self.terms.uses_teacher and self.source == "store"
 
     @property
     def rows_per_step(self) -> int:
@@ -124,71 +127,6 @@ def added_tokens(config: Config, stage: TrainStageName) -> list[str]:
     return [] if stage == "distill" and starts_from_sft(config) else config.student.additional_special_tokens
 
 
-def resolve_loss(config: Config) -> LossTerms:
-    """The terms of the distillation loss.
-
-    losses.kl_weight and losses.ce_weight where given, else knowledgedistillation.weight w as kl = w and
-    ce = 1 - w; the temperature likewise. Raises ConfigError for weights that train nothing, for a reduction
-    that isn't per token, and for a KD term without stored logprobs.
-    """
-    losses = config.losses
-    distillation = config.train.distillation or DistillationSection()
-    kd = distillation.knowledgedistillation
-    if kd.loss.reduction not in ("batchmean", "mean"):
-        raise ConfigError(
-            f"reduction {kd.loss.reduction} would make the step size depend on the batch",
-            where="train.distillation.knowledgedistillation.loss.reduction",
-            fix="use batchmean: the mean over completion tokens",
-        )
-    terms = LossTerms(
-        ce_weight=losses.ce_weight if losses.ce_weight is not None else 1.0 - kd.weight,
-        kl_weight=losses.kl_weight if losses.kl_weight is not None else kd.weight,
-        divergence=losses.divergence,
-        kd_temperature=losses.kd_temperature if losses.kd_temperature is not None else kd.loss.temperature,
-    )
-    if terms.kl_weight > 0:
-        if resolve_signal_source(config) == "store":
-            _require_stored(config)
-        elif resolve_signal_source(config) == "on_policy":
-            _require_no_ce(terms)
-    return terms
-
-
-def _require_stored(config: Config) -> None:
-    """The store must hold what the KD term reads."""
-    kind, stored = config.teacher.signals.kind, config.teacher.signals.num_logprobs
-    if kind != "topk":
-        raise ConfigError(
-            f"training on {kind} signals is not supported yet: they can be captured, stored and read",
-            where="teacher.signals.kind",
-            fix="set it to topk, or losses.kl_weight to 0",
-        )
-    if stored == 0:
-        raise ConfigError(
-            "the KD term has a weight, and no logprobs are stored",
-            where="teacher.signals.num_logprobs",
-            fix="store logprobs (20 is a good number), set losses.kl_weight to 0, or let a model teach in "
-            "process: train.distillation.teacher.source: online",
-        )
-    wanted = config.losses.num_logprobs
-    if wanted is not None and wanted > stored:
-        raise ConfigError(
-            f"losses.num_logprobs is {wanted}, and {stored} are stored",
-            where="losses.num_logprobs",
-            fix=f"use at most {stored}, or store more with teacher.signals.num_logprobs",
-        )
-
-
-def _require_no_ce(terms: LossTerms) -> None:
-    """Cross entropy on its own samples would teach a student to repeat itself."""
-    if terms.ce_weight > 0:
-        raise ConfigError(
-            f"the CE term has weight {terms.ce_weight:g}, and its targets would be the student's own tokens",
-            where="losses.ce_weight, train.distillation.teacher.source",
-            fix="set losses.ce_weight: 0 and losses.kl_weight: 1 for on_policy",
-        )
-
-
 def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
     """Everything a training stage needs to know. Raises ConfigError for contradictions."""
     section = _section(config, stage)
@@ -197,9 +135,11 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
     return TrainSettings(
         stage=stage,
         label=own.label,
-        terms=LossTerms() if stage == "sft" else resolve_loss(config),
+        terms=ScheduledTerms() if stage == "sft" else resolve_loss(config),
+        balance=stage == "distill" and config.losses.balance,
         source="store" if stage == "sft" else resolve_signal_source(config),
         num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
+        signal_kind=config.teacher.signals.kind,
         lora=_resolve_lora(config, stage),
         precision=_precision(own),
         prefers_bfloat16=trained_model(config, stage) == "assistant"

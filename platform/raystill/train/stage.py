@@ -12,8 +12,8 @@ from raystill.config.signal_source import learns_from_assistant, resolve_signal_
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 from raystill.train.settings import (
+from raystill.train.loss_terms import resolve_loss
     TrainStageName,
-    resolve_loss,
     resolve_settings,
     starts_from_sft,
     trained_model,
@@ -114,7 +114,7 @@ def _sft_inputs(config: Config) -> tuple[StageName, ...]:
 
 def _distill_inputs(config: Config) -> tuple[StageName, ...]:
     inputs: list[StageName] = ["generate"]
-    from_store = resolve_signal_source(config) == "store" and resolve_loss(config).kl_weight > 0
+    from_store = resolve_signal_source(config) == "store" and resolve_loss(config).uses_teacher
     if from_store and config.teacher.signals.capture != "generation":
         inputs.append("score")
     if config.curate is not None:
@@ -145,7 +145,7 @@ def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
     chat = load_student_chat(config, paths, stage)
     match_tokenizers(config, load_store(paths.store), chat, settings.reads_stored_signals)
-    if stage == "distill" and settings.terms.kl_weight > 0 and settings.source != "store":
+    if stage == "distill" and settings.terms.uses_teacher and settings.source != "store":
         require_same_tokens(locate_teachers(config, paths), chat)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raystill.checkpoint.store import CheckpointContent
+from raystill.losses.balance import TermBalance
 from raystill.errors import DataError
 from raystill.train.metrics import SUM_NAMES
 from raystill.train.settings import TrainSettings
@@ -50,6 +51,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     total_steps: int
     step: int = 0
+    balance: TermBalance = field(default_factory=TermBalance)
     counters: Counters = field(default_factory=Counters)
     window_sums_S: Tensor = field(default_factory=lambda: torch.zeros(len(SUM_NAMES), dtype=torch.float64))
 
@@ -77,6 +79,7 @@ class TrainState:
         return {
             "step": self.step,
             "total_steps": self.total_steps,
+            "balance": vars(self.balance),
             "counters": vars(self.counters),
             "window_sums": self.window_sums_S.tolist(),
             "scaler": self.scaler.state_dict(),
@@ -98,6 +101,7 @@ class TrainState:
         self._restore_optimizer(content.tensors["optimizer"], parameters)
         self.scaler.load_state_dict(content.state["scaler"])
         self.step = int(content.state["step"])
+        self.balance = TermBalance(**content.state["balance"])
         self.counters = Counters(**content.state["counters"])
         self.window_sums_S = torch.tensor(content.state["window_sums"], dtype=torch.float64)
 

@@ -99,7 +99,8 @@ def _update(
             group["lr"] = learning_rate
         state.optimizer.step()
         state.counters.tokens += int(sums["tokens"])
-        state.balance.update(sums["ce"] / sums["tokens"], sums["kd_kl"] / sums["tokens"])
+        if settings.balance:
+            state.balance.update(sums["ce"] / sums["tokens"], sums["kd_kl"] / sums["tokens"])
     if state.scaler.is_enabled():
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -24,16 +24,12 @@ def summarise(run: TrainRun) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for record in iter_metrics(run.job.paths.training_metrics(run.job.stage)):
         last |= {name.replace("/", "_"): value for name, value in record.items() if "/" in name}
-    terms = run.settings.terms
     return {
         "counts": counts,
         "notes": run.notes,
         "metrics": {
             "label": run.settings.label,
-            "ce_weight": terms.ce_weight,
-            "kl_weight": terms.kl_weight,
-            "kd_temperature": terms.kd_temperature,
-            "divergence": terms.divergence,
+            **run.settings.terms.describe(),
             "device": str(student.device),
             "num_threads": run.job.num_threads,
             "num_workers": run.group.size,
