@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.retention import apply_retention
 from raystill.checkpoint.store import save_checkpoint
 
 FAILPOINTS = (
+    "checkpoint:group_written",
     "publish_file:before_rename",
     "publish_file:after_rename",
     "publish_directory:before_rename",
@@ -25,6 +27,7 @@ FAILPOINTS = (
     "retention:renamed",
 )
 STEPS = (1, 2, 2, 3)
+RULES = RetentionRules(total_steps=400, max_recent=1, min_free_gb=0.0)
 
 
 def child(directory: Path, failpoint: str) -> None:
@@ -33,7 +36,7 @@ def child(directory: Path, failpoint: str) -> None:
         weights = torch.full((64,), float(step))
         save_checkpoint(directory, step, tensors={"model": {"w": weights}}, state={"step": step})
         (directory / "progress").write_text(str(step), encoding="utf-8")  # what a caller thinks is safe
-        apply_retention(directory, total_steps=400, max_recent=1, min_free_gb=0.0, current=step)
+        apply_retention(directory, RULES, current=step)
     os._exit(0)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.retention import apply_retention
 from raystill.checkpoint.store import latest_valid, list_checkpoints, load_checkpoint, save_checkpoint
 
@@ -27,6 +28,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, i
 
 def test_every_failpoint_was_passed(crashed: tuple[Path, dict[str, int]]) -> None:
     assert crashed[1] == {
+        "checkpoint:group_written": 4,
         "publish_file:before_rename": 8,  # state.json and manifest.json of four saves
         "publish_file:after_rename": 8,
         "publish_directory:before_rename": 4,
@@ -54,7 +56,7 @@ def test_the_next_save_cleans_up(crashed: tuple[Path, dict[str, int]]) -> None:
         if not directory.is_dir():
             continue
         save_checkpoint(directory, 5, tensors={"model": {"w": torch.ones(2)}}, state={})
-        apply_retention(directory, total_steps=400, max_recent=1, min_free_gb=0.0, current=5)
+        apply_retention(directory, RetentionRules(total_steps=400, max_recent=1, min_free_gb=0.0), current=5)
         names = {path.name for path in directory.iterdir()} - {"progress"}
         assert names == {"step-00000005"}
         assert len(list_checkpoints(directory)) == 1

@@ -12,6 +12,7 @@ A name that parses as a step proves nothing: only a directory whose manifest ver
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,20 +25,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from raystill.errors import DataError
+from raystill.run.failpoint import failpoint
 from raystill.run.manifest import FileRecord, record_files
 from raystill.run.publish import publish_directory, sha256_file, write_json
 
 SCHEMA_VERSION = 1
 _STEP_NAME = re.compile(r"^step-([0-9]{8,})$")
 _GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
-_STATE_NAME = "state.json"
+STATE_NAME = "state.json"
 _MANIFEST_NAME = "manifest.json"
 
 TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint directory must hold."""
+    """What a checkpoint directory must hold; `metrics` are what was measured at its step, if anything."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +47,7 @@ class CheckpointManifest(BaseModel):
     step: int = Field(ge=0)
     groups: tuple[str, ...]
     files: dict[str, FileRecord]
+    metrics: dict[str, float] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -81,12 +84,19 @@ def step_of(path: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def save_checkpoint(directory: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    *,
+    tensors: TensorGroups,
+    state: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
     """Publish the checkpoint of `step` below `directory`; returns its path. Writes every tensor once.
 
     `tensors` maps group ("model", "optimizer") to name to tensor, of any dtype and shape; `state` is
-    JSON-able. Raises DataError for two names of one tensor (save a tied tensor once), EnvironmentFault for a
-    full disk.
+    JSON-able; of `metrics` the finite numbers go into the manifest. Raises DataError for two names of one
+    tensor (save a tied tensor once), EnvironmentFault for a full disk.
     """
     for group, named in tensors.items():
         if not _GROUP_NAME.match(group) or group in {"state", "manifest"}:
@@ -98,11 +108,15 @@ def save_checkpoint(directory: Path, step: int, *, tensors: TensorGroups, state:
         for group, named in tensors.items():
             file = temporary / f"{group}.safetensors"
             save_file({name: _own(tensor) for name, tensor in named.items()}, file)
+            failpoint("checkpoint:group_written")
             written.append(file)
-        write_json(temporary / _STATE_NAME, dict(state))
-        written.append(temporary / _STATE_NAME)
+        write_json(temporary / STATE_NAME, dict(state))
+        written.append(temporary / STATE_NAME)
         manifest = CheckpointManifest(
-            step=step, groups=tuple(tensors), files=record_files(temporary, written)
+            step=step,
+            groups=tuple(tensors),
+            files=record_files(temporary, written),
+            metrics=_finite_numbers(metrics or {}),
         )
         write_json(temporary / _MANIFEST_NAME, manifest.model_dump(mode="json"))
     return path
@@ -141,7 +155,7 @@ def load_checkpoint_manifest(path: Path) -> CheckpointManifest:
         manifest = CheckpointManifest.model_validate_json(raw)
     except ValidationError as error:
         raise _damaged(file, _why_unreadable(raw)) from error
-    expected = {f"{group}.safetensors" for group in manifest.groups} | {_STATE_NAME}
+    expected = {f"{group}.safetensors" for group in manifest.groups} | {STATE_NAME}
     if manifest.schema_version != SCHEMA_VERSION:
         raise _damaged(file, _why_unreadable(raw))
     if manifest.files.keys() != expected:
@@ -180,9 +194,9 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
                 fix="delete this checkpoint; training resumes from the one before it",
             )
     try:
-        state = json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(path / _STATE_NAME, "it can't be read") from error
+        raise _damaged(path / STATE_NAME, "it can't be read") from error
     return CheckpointContent(step=manifest.step, tensors=tensors, state=state)
 
 
@@ -192,6 +206,14 @@ def _load_group(file: Path) -> dict[str, torch.Tensor]:
             return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _damaged(file, "it is not a safetensors file") from error
+
+
+def _finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _claimed(directory: Path) -> list[Path]:

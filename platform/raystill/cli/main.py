@@ -11,6 +11,7 @@ import typer
 
 from raystill.cli.arguments import expand_config_option
 from raystill.cli.bench_command import bench
+from raystill.cli.checkpoint_commands import checkpoints_app
 from raystill.cli.config_commands import config_app
 from raystill.cli.generate_command import generate
 from raystill.cli.plan_command import plan
@@ -42,6 +43,7 @@ def build_app() -> typer.Typer:
     app.command("status")(status)
     app.add_typer(config_app, name="config")
     app.add_typer(store_app, name="store")
+    app.add_typer(checkpoints_app, name="checkpoints")
     app.command("bench")(bench)
     return app
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
-from raystill.checkpoint.retention import apply_retention, free_bytes, milestone_steps, require_space
+from raystill.checkpoint.policy import milestone_steps
 from raystill.checkpoint.store import latest_valid, load_checkpoint
 from raystill.errors import DivergenceError
 from raystill.train.assembly import TrainJob, TrainRun, assemble
 from raystill.train.group import WorkerGroup
 from raystill.train.metrics import rewind_metrics
 from raystill.train.output import save_final_model
+from raystill.train.saving import CheckpointSaver
+from raystill.train.sharding import is_sharded, make_whole
 from raystill.train.step import train_step
 from raystill.train.step_log import StepLog
 from raystill.train.summary import summarise
-
-# Weights and two moments, all float32.
-_NUMBERS_PER_WEIGHT, _BYTES_PER_NUMBER = 3, 4
-_ROOM = 1.1
 
 
 class Reporter(Protocol):
     """Where a worker's progress goes besides metrics.jsonl; called by every worker at the same steps."""
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Pass on the metrics of a step that has just been saved."""
+        """Pass on the metrics of a step whose checkpoint is being written."""
 
 
 def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[str, Any]:
@@ -35,17 +32,45 @@ def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[
     DivergenceError after too many non-finite steps in a row.
     """
     run = assemble(job, group)
-    state, settings = run.state, run.settings
     restore_latest(run)
     log = StepLog(run)
+    saver = CheckpointSaver(run)
+    try:
+        run_steps(run, log, saver, reporter)
+        saver.finish()
+    except BaseException:
+        log.close()
+        raise
+    finally:
+        saver.close()
+        run.source.close()
+    summary = summarise(run)
+    summary["metrics"]["peak_tflops"] = round(log.peak_flops / 1e12, 4)
+    if is_sharded(run.state.student.network):
+        make_whole(run.state.student.network)
+    if group.is_first:
+        model = job.paths.model(job.stage)
+        start = job.paths.initial_model(job.stage)
+        save_final_model(run.state.student, run.chat, job.paths.stage_dir(job.stage), model, start)
+        summary["counts"]["tracker_failures"] = log.close(model)
+    return summary
+
+
+def run_steps(run: TrainRun, log: StepLog, saver: CheckpointSaver, reporter: Reporter) -> None:
+    """Take the steps that are left. Raises DivergenceError after too many non-finite steps in a row."""
+    state, settings = run.state, run.settings
     milestones = set(milestone_steps(state.total_steps))
     while state.step < state.total_steps:
-        plan = run.planner.plan(state.step, group.rank)
-        if plan.num_tokens == 0:
+        saver.check()
+        with log.clock.measure("data"):
+            work = run.source.work(state.step)
+        if work.plan.num_tokens == 0:
             state.step += 1
             state.counters.masked_steps += 1
         else:
-            result = train_step(state, plan, run.data.train, run.objective, settings, group)
+            result = train_step(
+                state, work.plan, work.examples, run.objective, settings, run.group, log.clock
+            )
             log.add(result)
             stop_if_diverged(run)
         metrics: dict[str, Any] = {}
@@ -54,12 +79,9 @@ def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[
         if evaluation_is_due(run):
             metrics |= log.write_evaluation()
         if is_due(run, settings.save_every) or state.step in milestones:
-            save(run)
+            with log.clock.measure("save"):
+                saver.save(metrics)
             reporter.report(state.step, metrics)
-    summary = summarise(run)
-    if group.is_first:
-        save_final_model(state.student, run.chat, job.paths.stage_dir(job.stage), job.paths.model(job.stage))
-    return summary
 
 
 def restore_latest(run: TrainRun) -> None:
@@ -68,7 +90,9 @@ def restore_latest(run: TrainRun) -> None:
     found = latest_valid(directory)
     run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
     if found.path is not None:
-        run.state.restore(load_checkpoint(found.path, verify=False), run.data_fingerprint, found.path)
+        content = load_checkpoint(found.path, verify=False)
+        run.state.restore(content, run.data_fingerprint, found.path)
+        run.source.restore(content.tensors.get("source", {}), run.state.step)
     if run.group.is_first:
         rewind_metrics(run.job.paths.training_metrics(run.job.stage), run.state.step)
 
@@ -97,36 +121,3 @@ def stop_if_diverged(run: TrainRun) -> None:
         where=f"last good checkpoint: {good}" if good else "no checkpoint was saved yet",
         fix="lower the learning rate, or start again with --fresh; float32 is steadier than half precision",
     )
-
-
-def save(run: TrainRun) -> None:
-    """Make room, publish a checkpoint, and let go of what retention lets go.
-
-    Raises EnvironmentFault, with the checkpoints on disk untouched, where there is no room.
-    """
-    if not run.group.is_first:
-        return
-    directory = run.job.paths.checkpoints(run.job.stage)
-    make_room(run, directory)
-    run.state.save(directory, run.data_fingerprint)
-    apply_retention(
-        directory,
-        total_steps=run.state.total_steps,
-        max_recent=run.settings.max_checkpoints,
-        min_free_gb=run.settings.min_free_space_gb,
-        current=run.state.step,
-    )
-
-
-def make_room(run: TrainRun, directory: Path) -> None:
-    """Let go of all recent checkpoints but the resume point if the next one wouldn't fit otherwise."""
-    numbers = run.state.student.num_parameters(trainable_only=True) * _NUMBERS_PER_WEIGHT
-    size_bytes = numbers * _BYTES_PER_NUMBER
-    if directory.exists() and free_bytes(directory) < size_bytes * _ROOM:
-        apply_retention(
-            directory,
-            total_steps=run.state.total_steps,
-            max_recent=1,
-            min_free_gb=run.settings.min_free_space_gb,
-        )
-    require_space(directory, size_bytes)
