@@ -71,6 +71,12 @@ def _print_plan(planned: Plan) -> None:
         ("time", f"{bound}{human_seconds(planned.seconds)}{later}"),
         ("store", planned.store_dir),
     ]
+    if planned.kd_source is not None:
+        facts.insert(-3, ("KD from", planned.kd_source.text))
+        if planned.kd_source.teacher_bytes != 0:
+            facts.insert(
+                -3, ("", f"{human_bytes(planned.kd_source.teacher_bytes)} per worker for its teachers")
+            )
     if planned.cost_usd is not None:
         facts.insert(-1, ("cost", f"about ${planned.cost_usd:,.2f} for the endpoint's answers"))
     for name, value in facts:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raystill.cluster.endpoint_cost import estimate_cost_usd, estimate_seconds
+from raystill.cluster.kd_source import PlannedSource, plan_kd_source
 from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
 from raystill.cluster.workload import Workload, estimate_workload
 from raystill.config.schema import Config
@@ -66,6 +67,7 @@ class Plan:
     student_parameters: int | None
     steps: dict[str, int | None]
     memory_bytes: int | None
+    kd_source: PlannedSource | None
     disk_bytes: int
     free_disk_bytes: int
     seconds: float
@@ -104,6 +106,7 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         student_parameters=student,
         steps={name: sizing.steps(section) for name, section in _training(config)},
         memory_bytes=None if student is None else student * RESIDENT_BYTES,
+        kd_source=plan_kd_source(config, student),
         disk_bytes=disk,
         free_disk_bytes=free,
         seconds=sum(stage.seconds or 0.0 for stage in working),

@@ -18,6 +18,9 @@ _PANELS = (
     ("train/grad_norm", "Gradient norm", "before clipping", True),
     ("train/tok_s_useful", "Throughput", "tokens per second", False),
     ("train/mfu", "Utilisation", "share of the measured peak", False),
+    ("rollout/share", "On-policy share", "of the rows of a step", False),
+    ("rollout/tok_s", "Rollouts", "tokens per second", False),
+    ("rollout/staleness", "Staleness of rollouts", "optimizer steps", False),
 )
 _STAGE_LABELS: dict[StageName, str] = {
     "prepare": "Prepare prompts",
