@@ -50,7 +50,7 @@ def loss_and_gradient(student: Student, rows: list[int], packed: bool) -> tuple[
     loss = torch.nn.functional.cross_entropy(logits_NV, batch.target_ids_N, reduction="sum")
     loss.backward()
     gradients = [p.grad.clone() for p in student.network.parameters() if p.grad is not None]
-    return float(loss), gradients
+    return loss.item(), gradients
 
 
 @pytest.mark.parametrize(
