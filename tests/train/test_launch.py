@@ -95,11 +95,14 @@ def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: 
 
 
 @pytest.mark.ray
-def test_two_workers_end_where_one_does(world: Any, ray_here: None) -> None:
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_workers_end_where_one_does(world: Any, ray_here: None, parallelism: str) -> None:
     one, two = (
         world.config("one"),
         world.config(
-            "two", training={"num_workers": 2}, train={"distillation": {"per_device_train_batch_size": 4}}
+            "two",
+            training={"num_workers": 2, "parallelism": parallelism},
+            train={"distillation": {"per_device_train_batch_size": 4}},
         ),
     )
     alone = world.train(one)["metrics"]
@@ -176,8 +179,8 @@ def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_make
     other = world.config(student={"tokenizer": str(directory)})
     with pytest.raises(DataError, match="tokenizers differ"):
         DISTILL_STAGE.preflight(other, world.paths(other))
-    shrunk = world.config(student={"init": "shrink", "base_model_name": "some/base"})
-    with pytest.raises(ConfigError, match="not supported yet"):
+    shrunk = world.config(student={"init": "shrink"})
+    with pytest.raises(ConfigError, match="not described"):
         DISTILL_STAGE.preflight(shrunk, world.paths(shrunk))
     (world.root / "thesis").write_text("years of work")
     copied = world.config(train={"distillation": {"output_dir": str(world.root / "thesis")}})

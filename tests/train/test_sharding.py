@@ -48,6 +48,7 @@ def run_worker(rank: int, runs: list[tuple[str, int | None]], rendezvous: str) -
             train_worker(job, WorkerGroup(rank, 2), StopAt(stop))
         except StopError:
             assert stop is not None
+        torch.distributed.barrier()  # a save may still be on its way to the disk
     torch.distributed.destroy_process_group()
 
 
