@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from math import isclose
 
 from raystill.config.answer_contradictions import find_answer_problems
+from raystill.config.checkpoint_contradictions import find_checkpoint_contradictions
 from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.curriculum_contradictions import find_curriculum_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
@@ -364,6 +365,7 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     find_curriculum_problems,
     find_tier_contradictions,
     find_object_storage,
+    find_checkpoint_contradictions,
     _split,
     find_curation_problems,
     find_grading_problems,
