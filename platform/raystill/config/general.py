@@ -91,6 +91,8 @@ class TrainingSection(Section):
     lr_schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="Final learning rate / peak learning rate.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay (matrices only).")
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW: memory of the gradient's mean.")
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW: memory of its square.")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Gradient norm is clipped to this.")
     max_seq_len: Count = Field(
         1024, description="Tokens of prompt + completion; longer rows are left out and counted."

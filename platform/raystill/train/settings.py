@@ -60,6 +60,7 @@ class TrainSettings:
     schedule: Literal["cosine", "linear", "constant"]
     min_lr_ratio: float
     weight_decay: float
+    betas: tuple[float, float]
     max_grad_norm: float
     log_every: int
     save_every: int
@@ -138,8 +139,8 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         terms=ScheduledTerms() if stage == "sft" else resolve_loss(config),
         balance=stage == "distill" and config.losses.balance,
         source="store" if stage == "sft" else resolve_signal_source(config),
-        num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
         signal_kind=config.teacher.signals.kind,
+        num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
         lora=_resolve_lora(config, stage),
         precision=_precision(own),
         prefers_bfloat16=trained_model(config, stage) == "assistant"
@@ -157,6 +158,7 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         schedule=training.lr_schedule,
         min_lr_ratio=training.min_lr_ratio,
         weight_decay=training.weight_decay,
+        betas=(training.adam_beta1, training.adam_beta2),
         max_grad_norm=training.max_grad_norm,
         log_every=section.logging_steps or training.log_every,
         save_every=section.save_steps or training.save_every,

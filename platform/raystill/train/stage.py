@@ -9,10 +9,11 @@ from typing import Any
 
 from raystill.config.schema import Config
 from raystill.config.signal_source import learns_from_assistant, resolve_signal_source
+from raystill.config.student_init import resolve_student_init
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
-from raystill.train.settings import (
 from raystill.train.loss_terms import resolve_loss
+from raystill.train.settings import (
     TrainStageName,
     resolve_settings,
     starts_from_sft,
@@ -31,6 +32,8 @@ _SHARED_KEYS = (
     "training.lr_schedule",
     "training.min_lr_ratio",
     "training.weight_decay",
+    "training.adam_beta1",
+    "training.adam_beta2",
     "training.max_grad_norm",
     "training.max_seq_len",
     "training.packing",
@@ -180,6 +183,10 @@ def _warn_of_size(context: StageContext, parameters: int) -> None:
 
     if context.config.teacher.open is None:
         return
+    name = context.config.teacher.open.model.name
+    student = context.config.student
+    if resolve_student_init(student) == "base" and student.base_model_name == name:
+        context.events.emit("warning", message=f"the student starts from its teacher's own weights ({name})")
     teacher = 0
     for path in Path(context.config.teacher.open.model.name).expanduser().glob("*.safetensors"):
         with safe_open(path, framework="np") as tensors:
