@@ -265,20 +265,19 @@ def _student_shape(loaded: LoadedConfig) -> Iterator[Problem]:
     student = loaded.config.student
     width, heads = student.hidden_size or 0, student.num_attention_heads or 1
     groups = student.num_key_value_heads or heads
-    if student.head_dim is not None:
-        if student.head_dim % 2:
-            yield Problem(
-                f"`student.head_dim` ({student.head_dim}) is odd; rotary positions turn pairs",
-                loaded.where("student.head_dim"),
-                f"set it to {student.head_dim + 1}",
-            )
-    elif width % heads:
+    if student.head_dim is not None and student.head_dim % 2:
+        yield Problem(
+            f"`student.head_dim` ({student.head_dim}) is odd; rotary positions turn pairs",
+            loaded.where("student.head_dim"),
+            f"set it to {student.head_dim + 1}",
+        )
+    if width % heads:
         yield Problem(
             f"`student.hidden_size` ({width}) can't be divided by `student.num_attention_heads` ({heads})",
             loaded.where("student.hidden_size", "student.num_attention_heads"),
             f"make hidden_size a multiple of {heads}; {heads * max(2, round(width / heads / 2) * 2)} is near",
         )
-    elif (width // heads) % 2:
+    elif student.head_dim is None and (width // heads) % 2:
         yield Problem(
             f"`student.hidden_size` / `student.num_attention_heads` is {width // heads}, an odd head size; "
             "rotary positions turn pairs",
