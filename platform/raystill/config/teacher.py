@@ -162,7 +162,7 @@ class StoreSection(Section):
     """`teacher.store`: where teacher outputs live and how they are cut into files."""
 
     path: PathText | None = Field(
-        None, description="Store directory, shared by runs; unset: inside the run directory."
+        None, description="Store directory or s3:// address, shared by runs; unset: inside the run directory."
     )
     num_partitions: Annotated[int, Field(gt=0, le=4096)] = Field(8, description="Partitions by key hash.")
     rows_per_part: Count = Field(256, description="Rows per committed Parquet part.")

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic.main import IncEx
 
 import raystill
 from raystill.config.schema import Config
@@ -31,7 +30,7 @@ _NOTE = "raystill.plan"
 _PROMPT_ROW = pa.field("prompt_row", pa.int64(), nullable=False)
 LISTED_SCHEMA = REQUEST_SCHEMA.append(_PROMPT_ROW)
 # How a run is carried out and paid for names no request; whatever else the configuration says might.
-_NOT_THE_REQUESTS: IncEx = {
+_NOT_THE_REQUESTS: dict[str, Any] = {
     "vllm": True,
     "store": True,
     "signals": True,
