@@ -11,6 +11,7 @@ import yaml
 
 from raystill.config.schema import Config
 from raystill.config.signal_source import resolve_signal_source
+from raystill.config.student_init import resolve_student_init
 from raystill.export.verdict import Verification
 from raystill.run.manifest import Manifest, fingerprint_of
 
@@ -62,7 +63,8 @@ def _header(facts: CardFacts) -> str:
 
 def _summary(facts: CardFacts) -> str:
     base = facts.config.student.base_model_name
-    origin = f"started from `{public_name(base)}`" if base else "started from fresh weights"
+    how = "cut from" if resolve_student_init(facts.config.student) == "shrink" else "started from"
+    origin = f"{how} `{public_name(base)}`" if base else "started from fresh weights"
     return (
         f"A {facts.architecture} student of {facts.parameters:,} parameters ({facts.dtype}), {origin} "
         f"and trained on the outputs of the teacher `{_teacher(facts)}` with raystill."

@@ -207,7 +207,8 @@ def _shrink_layer(
 def _neuron_importance(state: dict[str, Tensor]) -> Tensor:
     gate, up, down = (state[f"mlp.{name}_proj.weight"].double() for name in ("gate", "up", "down"))
     norm = torch.linalg.vector_norm
-    return norm(gate, dim=1) * norm(up, dim=1) * norm(down, dim=0)
+    product_I: Tensor = norm(gate, dim=1) * norm(up, dim=1) * norm(down, dim=0)
+    return product_I
 
 
 def _choose_heads(state: dict[str, Tensor], own: Shape, wanted: Shape) -> tuple[list[int], list[int]]:
@@ -243,7 +244,9 @@ def _part_norms(weight: Tensor, own: Shape, parts: int) -> Tensor:
     heads = weight.shape[0] // own.head_dim
     whole = range(heads * parts)
     rows = _part_rows(whole, own.head_dim, parts)
-    return torch.linalg.vector_norm(weight.double().index_select(0, rows).reshape(heads * parts, -1), dim=1)
+    parts_of_heads = weight.double().index_select(0, rows).reshape(heads * parts, -1)
+    norms: Tensor = torch.linalg.vector_norm(parts_of_heads, dim=1)
+    return norms
 
 
 def _head_rows(heads: list[int], own: Shape, wanted: Shape) -> Tensor:
