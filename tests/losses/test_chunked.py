@@ -334,6 +334,24 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_gets_the_same() -> None:
     assert weight_gradient.abs().max() > 0
 
 
+def test_a_graph_that_is_kept_can_be_asked_again() -> None:
+    hidden, weight, bias, targets, teacher = make_problem()
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    loss = chunked_loss(hidden, weight, targets, TERMS[1], teacher=teacher, bias_V=bias).sum
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(2 * loss, leaves)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(2 * one, other)
+
+
+def test_no_rows_have_no_loss_and_no_gradient() -> None:
+    hidden, weight, _, targets, _ = make_problem()
+    weight.requires_grad_()
+    loss = chunked_loss(hidden[:0], weight, targets[:0], LossTerms())
+    (gradient,) = torch.autograd.grad(loss.sum, weight)
+    assert loss.sum == 0 and loss.num_tokens == 0 and gradient.abs().max() == 0
+
+
 def test_no_grad_gives_the_same_value() -> None:
     hidden, weight, _, targets, teacher = make_problem()
     with_grad = chunked_loss(hidden.requires_grad_(), weight, targets, TERMS[1], teacher=teacher).sum

@@ -77,8 +77,9 @@ def make_problem(case: Case) -> Problem:
     )
 
 
-def make_losses(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """Every side as a function that returns its loss: forward KL, summed over the rows that carry loss."""
+def make_losses(problem: Problem, *, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """Every side as a function that returns its loss: forward KL, summed over the rows that carry loss.
+    `compiled` is about Liger, which compiles itself by default."""
     from raystill.losses.chunked import chunked_loss
     from raystill.losses.teachers import DenseTeacher, Teacher
     from raystill.losses.terms import LossTerms
@@ -95,7 +96,7 @@ def make_losses(problem: Problem) -> dict[str, Callable[[], Any]]:
         OURS: lambda: ours(topk),
         DENSE: lambda: ours(dense),
         TRL: lambda: _trl(problem),
-        LIGER: lambda: _liger(problem),
+        LIGER: lambda: _liger(problem, compiled),
     }
 
 
@@ -125,14 +126,14 @@ def _trl(problem: Problem) -> Any:
     return divergence_N[problem.kept_M].sum()
 
 
-def _liger(problem: Problem) -> Any:
-    """Masked by its ignore index; compiled, as it is by default, where there is a C++ compiler for it."""
+def _liger(problem: Problem, compiled: bool) -> Any:
+    """Masked by its ignore index."""
     import torch
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     targets = torch.full_like(problem.target_ids_N, -100)
     targets[problem.kept_M] = problem.target_ids_N[problem.kept_M]
-    loss = LigerFusedLinearJSDLoss(0.0, 1.0, beta=0.0, compiled=which("g++") is not None)
+    loss = LigerFusedLinearJSDLoss(0.0, 1.0, beta=0.0, compiled=compiled)
     mean = loss(problem.hidden_ND, problem.head_VD, problem.taught_ND, problem.teacher_head_VD, targets)
     return mean * len(problem.kept_M)
 
@@ -152,7 +153,7 @@ def measure_errors(case: Case) -> dict[str, float]:
     problem = make_problem(Case(_CHECKED_ROWS, case.hidden_size, case.vocab_size))
     exact = {side: _exact_gradients(problem, sparse=side == OURS) for side in (OURS, DENSE)}
     errors = {}
-    for side, loss in make_losses(problem).items():
+    for side, loss in make_losses(problem, compiled=False).items():
         pairs = zip(gradients(problem, loss()), exact[OURS if side == OURS else DENSE], strict=True)
         found = [torch.linalg.norm(a.double() - b) / torch.linalg.norm(b) for a, b in pairs]
         errors[side] = float(max(found))
@@ -179,9 +180,10 @@ def _exact_gradients(problem: Problem, *, sparse: bool) -> tuple[Any, Any]:
 
 
 def measure_times(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Seconds of loss and gradients, every side in turn, after a round that doesn't count."""
+    """Seconds of loss and gradients, every side in turn, after a round that doesn't count. Liger is compiled
+    where there is a C++ compiler for it."""
     problem = make_problem(case)
-    losses = make_losses(problem)
+    losses = make_losses(problem, compiled=which("g++") is not None)
     seconds: dict[str, list[float]] = {side: [] for side in losses}
     for number in range(rounds + 1):
         for side, loss in losses.items():
@@ -196,7 +198,7 @@ def measure_times(case: Case, rounds: int) -> dict[str, list[float]]:
 def measure_growth(case: Case, side: str) -> float:
     """How far one call of a side raises this process's resident memory, in MB (10^6 bytes)."""
     problem = make_problem(case)
-    losses = make_losses(problem)
+    losses = make_losses(problem, compiled=False)
     gc.collect()
     before = _resident_mb()
     gradients(problem, losses[side]())
@@ -205,13 +207,14 @@ def measure_growth(case: Case, side: str) -> float:
 
 def bound_mb(case: Case, side: str) -> float:
     """What a chunked loss must hold beside its inputs, in MB: a chunk's logits (of a dense teacher too), the
-    rows that it was given, and the gradients twice: as made with the loss, and as autograd hands them on."""
+    rows that it was given (selected here), and the gradients."""
     from raystill.losses.chunked import choose_chunk_rows
 
-    kept, D, V = case.num_rows // 2, case.hidden_size, case.vocab_size
+    N, D, V = case.num_rows, case.hidden_size, case.vocab_size
+    kept = N // 2
     chunk = min(choose_chunk_rows(V, "cpu"), kept) * V
     rows = (2 if side == DENSE else 1) * kept * D
-    return 4e-6 * ((2 if side == DENSE else 1) * chunk + rows + 2 * (kept + V) * D)
+    return 4e-6 * ((2 if side == DENSE else 1) * chunk + rows + (kept + N + V) * D)
 
 
 def _resident_mb() -> float:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raystill.config.general import Count, Fraction
-from raystill.config.section import Section, not_yet
+from raystill.config.general import Count
+from raystill.config.section import Section
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"]
@@ -26,7 +26,9 @@ class Schedule(Section):
     steps: Count | None = Field(
         None, description="linear, cosine: optimizer steps until `end`; unset: fraction decides."
     )
-    fraction: Fraction = Field(1.0, description="linear, cosine: share of all steps until `end`.")
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="linear, cosine: share of all steps until `end`."
+    )
     low: NonNegative = Field(2.0, description="entropy: nats at which the value is `start`.")
     high: NonNegative = Field(8.0, description="entropy: nats at which the value is `end`.")
 
@@ -81,4 +83,4 @@ class LossesSection(Section):
         False,
         description="Scale the KD term to the running magnitude of the cross entropy before it is weighted.",
     )
-    hidden: HiddenAlignment | None = not_yet(None, "Hidden states of a teacher in memory as targets.")
+    hidden: HiddenAlignment | None = Field(None, description="Hidden states of an online teacher as targets.")

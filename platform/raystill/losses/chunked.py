@@ -26,8 +26,8 @@ from raystill.losses.teachers import Teacher, WholeTeacher
 from raystill.losses.terms import LossTerms
 
 _CHUNK_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 27}
-# Logits that fit a core's cache; a GPU takes a chunk at once.
-_BLOCK_NUMBERS = {"cpu": 1 << 19}
+# Few enough for caches, and for an allocator that keeps such memory; a GPU takes a chunk at once.
+_BLOCK_NUMBERS = {"cpu": 1 << 21}
 _MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 32, 4096
 
 
@@ -49,6 +49,7 @@ class _Inputs:
     weights_N: Tensor | None
     terms: LossTerms
     chunk_rows: int
+    matmul_dtype: torch.dtype
     with_gradients: bool
 
 
@@ -98,6 +99,7 @@ def chunked_loss(
         weights_N=weights_N,
         terms=terms,
         chunk_rows=chunk_rows or choose_chunk_rows(weight_VD.shape[0], hidden_ND.device.type),
+        matmul_dtype=_matmul_dtype(hidden_ND),
         with_gradients=torch.is_grad_enabled(),
     )
     loss, sums_4 = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, inputs)  # type: ignore[no-untyped-call]
@@ -113,17 +115,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, inputs: _Inputs
     ) -> tuple[Tensor, Tensor]:
-        want_hidden, want_weight, want_bias = (
-            inputs.with_gradients and needed for needed in ctx.needs_input_grad[:3]
-        )
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        outputs = _Outputs(
-            sums_4=torch.zeros(4, dtype=dtype, device=hidden_ND.device),
-            hidden_ND=torch.empty_like(hidden_ND) if want_hidden else None,
-            weight_VD=torch.zeros_like(weight_VD, dtype=dtype) if want_weight else None,
-            bias_V=torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and want_bias else None,
-        )
-        _run_chunks(inputs, outputs)
+        ctx.inputs, ctx.wanted = inputs, tuple(ctx.needs_input_grad[:3])
+        outputs = _run(inputs, ctx.wanted)
         ctx.gradients = (outputs.hidden_ND, outputs.weight_VD, outputs.bias_V)
         ctx.types = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(outputs.sums_4)
@@ -132,15 +125,38 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # the graph was kept and is asked again
+            outputs = _run(ctx.inputs, ctx.wanted)
+            gradients = (outputs.hidden_ND, outputs.weight_VD, outputs.bias_V)
+        # In place and handed on, so that a head's gradient exists once.
         scaled = [
-            None if gradient is None else (gradient * grad_loss).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.types, strict=True)
+            None if gradient is None else gradient.mul_(grad_loss).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.types, strict=True)
         ]
         return (*scaled, None)
 
 
+def _run(inputs: _Inputs, wanted: tuple[bool, bool, bool]) -> _Outputs:
+    want_hidden, want_weight, want_bias = (inputs.with_gradients and needed for needed in wanted)
+    dtype = torch.promote_types(inputs.hidden_ND.dtype, torch.float32)
+    weight_VD, bias_V = inputs.weight_VD, inputs.bias_V
+    has_rows = inputs.hidden_ND.shape[0] > 0
+    outputs = _Outputs(
+        sums_4=torch.zeros(4, dtype=dtype, device=weight_VD.device),
+        hidden_ND=torch.empty_like(inputs.hidden_ND) if want_hidden else None,
+        # The first chunk fills it.
+        weight_VD=(torch.empty_like if has_rows else torch.zeros_like)(weight_VD, dtype=dtype)
+        if want_weight
+        else None,
+        bias_V=torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and want_bias else None,
+    )
+    _run_chunks(inputs, outputs)
+    return outputs
+
+
 def _run_chunks(inputs: _Inputs, outputs: _Outputs) -> None:
-    matmul_dtype = _matmul_dtype(inputs.hidden_ND)
+    matmul_dtype = inputs.matmul_dtype
     weight_VD = inputs.weight_VD.to(matmul_dtype)
     N, V = inputs.hidden_ND.shape[0], weight_VD.shape[0]
     buffer_CV = inputs.hidden_ND.new_empty(min(inputs.chunk_rows, N), V, dtype=matmul_dtype)
@@ -159,7 +175,7 @@ def _run_chunks(inputs: _Inputs, outputs: _Outputs) -> None:
         if outputs.hidden_ND is not None:
             outputs.hidden_ND[start:stop] = logits_CV @ weight_VD
         if outputs.weight_VD is not None:
-            _accumulate(outputs.weight_VD, logits_CV.T, hidden_CD)
+            _accumulate(outputs.weight_VD, logits_CV.T, hidden_CD, is_first=start == 0)
 
 
 def _run_block(
@@ -212,9 +228,12 @@ def _matmul_dtype(hidden_ND: Tensor) -> torch.dtype:
     return hidden_ND.dtype
 
 
-def _accumulate(total_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor) -> None:
-    """total += gradient @ hidden, summed across chunks in the type of `total`."""
-    if gradient_VC.dtype == total_VD.dtype:
-        total_VD.addmm_(gradient_VC, hidden_CD)
+def _accumulate(total_VD: Tensor, gradient_VC: Tensor, hidden_CD: Tensor, *, is_first: bool) -> None:
+    """total += gradient @ hidden, summed across chunks in the type of `total`; the first chunk begins it."""
+    if gradient_VC.dtype != total_VD.dtype:
+        product_VD = gradient_VC @ hidden_CD
+        total_VD.copy_(product_VD) if is_first else total_VD.add_(product_VD)
+    elif is_first:
+        torch.mm(gradient_VC, hidden_CD, out=total_VD)
     else:
-        total_VD.add_(gradient_VC @ hidden_CD)
+        total_VD.addmm_(gradient_VC, hidden_CD)

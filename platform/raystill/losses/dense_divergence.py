@@ -61,10 +61,12 @@ def dense_divergence_(
     """
     if terms.divergence == "forward_kl":  # as `compare`, in fewer passes over the vocabulary
         t_NM = log_t_NM.exp()
-        value_N1 = torch.linalg.vecdot(t_NM, log_t_NM.sub_(log_s_NM)).unsqueeze(-1)
+        value_N1 = torch.bmm(t_NM.unsqueeze(1), log_t_NM.sub_(log_s_NM).unsqueeze(2)).squeeze(-1)
         gradient_NM = log_s_NM.exp_().sub_(t_NM)
     else:
         value_NM, pull_NM = compare(log_s_NM, log_t_NM, terms)
         value_N1 = value_NM.sum(dim=-1, keepdim=True)
         gradient_NM = project(pull_NM, log_s_NM.exp_())
-    return (temperature * temperature * value_N1).squeeze(-1), gradient_NM.mul_(temperature)
+    if isinstance(temperature, Tensor) or temperature != 1.0:
+        value_N1, gradient_NM = temperature * temperature * value_N1, gradient_NM.mul_(temperature)
+    return value_N1.squeeze(-1), gradient_NM

@@ -88,15 +88,17 @@ def dense_row_loss_(
     if log_p_NV is None:
         log_p_NV = torch.log_softmax(logits_NV, dim=-1)
     ce_N = -log_p_NV.gather(1, target_ids_N1).squeeze(-1)
-    if with_gradient and _is(scales.ce_weight, 0.0):
-        logits_NV.zero_()
-    elif with_gradient:
+    learns_tokens = not _is(scales.ce_weight, 0.0)
+    if with_gradient and learns_tokens:
         torch.exp(log_p_NV, out=logits_NV).mul_(scales.ce_weight)
         _subtract_onehot_(logits_NV, target_ids_N1, scales.ce_weight)
     log_t_NM = log_t_NM if _is(scales.temperature, 1.0) else _tempered(log_t_NM, scales.temperature)
     kd_N, gradient_NM = dense_divergence_(log_s_NM, log_t_NM, terms, scales.temperature)
-    if with_gradient:
+    if with_gradient and learns_tokens:
         logits_NV[:, :M].add_(gradient_NM.mul_(scales.kl_weight))
+    elif with_gradient:
+        torch.mul(gradient_NM, scales.kl_weight, out=logits_NV[:, :M])
+        logits_NV[:, M:].zero_()
     gradient_NV = logits_NV if with_gradient else None
     return RowLoss(ce_N, kd_N, _flat(scales.ce_weight), _flat(scales.kl_weight), gradient_NV)
 
