@@ -79,6 +79,8 @@ def _idle_keys(loaded: LoadedConfig) -> Iterator[Problem]:
         reasons += [(f"{_TEACHER}.{key}", "stored signals are read") for key in ("models", "num_logprobs")]
     if source != "on_policy":
         reasons.append((f"{_TEACHER}.rollouts", "only on_policy lets the student write"))
+    if source == "store" or _kl_weight(loaded)[0] == 0:
+        reasons.append(("losses.hidden", "it follows a teacher in memory, which the KD term needs too"))
     if source == "on_policy" and _distillation(loaded).teacher.rollouts.engine != "vllm":
         reasons.append((f"{_TEACHER}.rollouts.memory_gib", "rollouts.engine is transformers"))
     if source != "store":

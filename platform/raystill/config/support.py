@@ -22,7 +22,6 @@ from raystill.errors import ConfigError, Problem
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
     "student.repo": ("export",),
-    "losses.hidden": ("distill",),
     "train.sft.dataset.train_batched": ("sft",),
     "train.sft.dataset.eval_batched": ("sft",),
     "train.sft.tokenizer.mlm": ("sft",),

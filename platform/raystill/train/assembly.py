@@ -95,12 +95,12 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     student = build_student(model, settings)
     settings = replace(settings, packed=choose_packing(settings, model, notes))
     shard_if_needed(student, settings)
+    planner = StepPlanner(data.train, settings)
+    source = build_source(job.config, job.paths, settings, group, chat, student, data.train, planner)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     state = TrainState(
         student, build_optimizer(student.network, settings), scaler, settings.total_steps(len(data.train))
     )
-    planner = StepPlanner(data.train, settings)
-    source = build_source(job.config, job.paths, settings, group, chat, student, data.train, planner)
     return TrainRun(
         job=job,
         settings=settings,
@@ -110,7 +110,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         data_fingerprint=fingerprint_data(data.train),
         planner=planner,
         source=source,
-        objective=build_objective(settings.terms, source.signals),
+        objective=build_objective(settings.terms, source.signals, source.alignment),
         state=state,
         notes=notes,
     )

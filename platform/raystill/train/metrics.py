@@ -18,7 +18,7 @@ import torch
 from raystill.losses.loss import Loss
 from raystill.run.publish import publish_file
 
-TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted")
+TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted", "hidden")
 SUM_NAMES = ("loss", *TERM_NAMES, "tokens", "real", "raw", "squares")
 
 
@@ -54,7 +54,7 @@ def summarise_window(sums: dict[str, float], has_kd: bool) -> dict[str, float]:
         return {}
     values = {"train/loss": sums["loss"] / tokens}
     for name in TERM_NAMES:
-        if has_kd or name == "ce":
+        if name == "ce" or (has_kd and (name != "hidden" or sums["hidden"] > 0)):
             values[f"train/{name}"] = sums[name] / tokens
     return values | {"train/pad_frac": 1.0 - sums["real"] / sums["raw"]}
 

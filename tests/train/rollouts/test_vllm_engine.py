@@ -39,10 +39,15 @@ def test_refreshed_weights_are_the_ones_that_write(world: Any, tmp_path: Path) -
     from raystill.train.rollouts.engine import RolloutSampling
     from raystill.train.rollouts.transformers_engine import TransformersRollouts
 
-    wide = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's heads: 32 or more
+    wide = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.5,
+    }  # vLLM's heads: 32 wide or more
     run = assemble(world.job(world.config(student=wide)), WorkerGroup())
     student: Student = run.state.student
-    sampling = RolloutSampling(8, 1e-3, 1.0, frozenset({world.chat.turn_end_id}), 128, 8)
+    sampling = RolloutSampling(8, 0.01, 1.0, frozenset({world.chat.turn_end_id}), 128, 8)
     prompts = [run.data.train.tokens(row)[:10] for row in range(4)]
     requests = [RolloutRequest(np.asarray(prompt, np.int32), row) for row, prompt in enumerate(prompts)]
     start = world.paths(run.job.config).initial_model("distill")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raystill.checkpoint.store import latest_valid, load_checkpoint
@@ -134,3 +135,15 @@ def test_cross_entropy_on_its_own_samples_is_refused(judged: Any) -> None:
     config = config.model_copy(update={"losses": config.losses.model_copy(update={"ce_weight": 0.5})})
     with pytest.raises(ConfigError, match="own tokens"):
         assemble(judged.job(config), WorkerGroup())
+
+
+def test_tokens_of_the_prompt_that_carry_loss_keep_it(judged: Any) -> None:
+    """With loss on earlier assistant turns the divisor counts them beside a rollout, too."""
+    config = on_policy(judged, share=1.0, sync_every=1)
+    run = assemble(judged.job(config), WorkerGroup())
+    examples = run.data.train
+    examples._prompt_targets = np.full(len(examples), 1, dtype=np.int64)
+    examples._target_offsets = np.arange(len(examples) + 1, dtype=np.int64)
+    work = run.source.work(0)
+    assert work.examples.target_places(0)[0] == 1
+    assert work.plan.num_tokens == int(work.examples.num_loss_tokens.sum())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from raystill.config.kd_teacher import Rollouts
 from raystill.config.schema import Config
+from raystill.errors import ConfigError
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
@@ -16,10 +19,18 @@ from raystill.train.rollouts.transformers_engine import TransformersRollouts
 from raystill.train.rollouts.vllm_engine import VllmRollouts
 from raystill.train.rollouts.window import WindowMaker
 from raystill.train.settings import TrainSettings
+from raystill.train.sharding import is_sharded
 from raystill.train.student import Student
-from raystill.train.teachers.load import load_teachers, locate_teachers, require_same_tokens
+from raystill.train.teachers.aligner import HiddenAligner
+from raystill.train.teachers.frozen import CheckpointTeacher
+from raystill.train.teachers.load import (
+    TeacherPlace,
+    load_teachers,
+    locate_teachers,
+    require_same_tokens,
+)
 from raystill.train.teachers.on_policy import OnPolicySignals
-from raystill.train.teachers.online import OnlineSignals
+from raystill.train.teachers.online import OnlineSignals, OnlineTeacher
 from raystill.train.teachers.source import SignalSource
 from raystill.train.teachers.stored import StoredSignals
 
@@ -44,8 +55,16 @@ def build_source(
     section = config.train.distillation.teacher
     places = locate_teachers(config, paths)
     require_same_tokens(places, chat)
-    teachers = load_teachers(places, student)
-    online = OnlineSignals(teachers, planner, examples, group.rank, num_logprobs=section.num_logprobs)
+    _refuse_sharded(settings, student, places)
+    teachers = load_teachers(places, student, packed=settings.packed)
+    online = OnlineSignals(
+        teachers,
+        planner,
+        examples,
+        group.rank,
+        num_logprobs=section.num_logprobs,
+        alignment=build_aligner(config, student, teachers),
+    )
     if settings.source == "online":
         return online
     rollouts = section.rollouts
@@ -67,6 +86,33 @@ def build_source(
         sync_every=rollouts.sync_every,
         total_steps=settings.total_steps(len(examples)),
     )
+
+
+def build_aligner(
+    config: Config, student: Student, teachers: Sequence[OnlineTeacher]
+) -> HiddenAligner | None:
+    """The `losses.hidden` term, if any. Raises ConfigError where there isn't one other model to follow."""
+    section = config.losses.hidden
+    if section is None:
+        return None
+    model = teachers[0].model
+    if len(teachers) > 1 or not isinstance(model, CheckpointTeacher) or is_sharded(student.network):
+        raise ConfigError(
+            "hidden states can follow one teacher with weights of its own, beside a student in one piece",
+            where="losses.hidden, train.distillation.teacher.models, training.parallelism",
+            fix="name one checkpoint as the teacher and keep parallelism: ddp, or remove losses.hidden",
+        )
+    return HiddenAligner(student, model.causal_lm, section)
+
+
+def _refuse_sharded(settings: TrainSettings, student: Student, places: Sequence[TeacherPlace]) -> None:
+    own = any(place.source is None for place in places)
+    if is_sharded(student.network) and (settings.source == "on_policy" or own):
+        raise ConfigError(
+            "a student whose weights are cut among workers can't write rollouts or teach itself",
+            where="training.parallelism, train.distillation.teacher",
+            fix="set parallelism: ddp, or let another model teach online",
+        )
 
 
 def _build_engine(

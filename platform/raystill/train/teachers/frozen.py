@@ -38,9 +38,9 @@ class CheckpointTeacher:
         self._model = Student(causal_lm, causal_lm)
 
     @property
-    def num_parameters(self) -> int:
-        """Weights, a tied one counted once."""
-        return self._model.num_parameters()
+    def causal_lm(self) -> Any:
+        """The transformers model."""
+        return self._model.causal_lm
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[N, D], without a graph."""
@@ -54,8 +54,6 @@ class CheckpointTeacher:
 
 class AdapterOffTeacher:
     """The student's own base: the same weights with the LoRA adapter switched off, so no second copy."""
-
-    num_parameters = 0
 
     def __init__(self, student: Student) -> None:
         self._student = student

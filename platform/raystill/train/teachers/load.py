@@ -14,6 +14,7 @@ from raystill.errors import ConfigError, DataError
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenizer_sha256
+from raystill.train.attention import enable_packing
 from raystill.train.student import Student, validate_head
 from raystill.train.students.base import load_causal_lm
 from raystill.train.teachers.frozen import AdapterOffTeacher, CheckpointTeacher
@@ -80,16 +81,16 @@ def require_same_tokens(places: Sequence[TeacherPlace], chat: ChatFormat) -> Non
             )
 
 
-def load_teachers(places: Sequence[TeacherPlace], student: Student) -> list[OnlineTeacher]:
+def load_teachers(places: Sequence[TeacherPlace], student: Student, *, packed: bool) -> list[OnlineTeacher]:
     """The models of `places`, frozen, where the student is, which has its first weights still.
 
-    Raises DataError or RemoteError for a model that can't be loaded, ConfigError for one whose logits the
-    loss can't follow.
+    `packed` makes them keep apart the rows of a packed sequence. Raises DataError or RemoteError for a model
+    that can't be loaded, ConfigError for one whose logits the loss can't follow, or that can't be packed.
     """
-    return [_load(place, student) for place in places]
+    return [_load(place, student, packed) for place in places]
 
 
-def _load(place: TeacherPlace, student: Student) -> OnlineTeacher:
+def _load(place: TeacherPlace, student: Student, packed: bool) -> OnlineTeacher:
     model: AdapterOffTeacher | CheckpointTeacher
     if place.source is None and student.is_adapted:
         model = AdapterOffTeacher(student)
@@ -97,6 +98,8 @@ def _load(place: TeacherPlace, student: Student) -> OnlineTeacher:
         causal_lm = _copy_of(student) if place.source is None else load_causal_lm(place.source, "sdpa")
         causal_lm.to(student.device)
         validate_head(Student(causal_lm, causal_lm))
+        if packed:
+            enable_packing(causal_lm)
         model = CheckpointTeacher(causal_lm)
     chosen = place.model
     return OnlineTeacher(chosen.name, model, chosen.weight, frozenset(chosen.sources))

@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from raystill.losses.teachers import Teacher
+from raystill.store.records import Int32Array
 from raystill.train.batches import Batch, StepPlan
 from raystill.train.examples import Example, ExampleSet
-from raystill.train.objective import Head
+from raystill.train.objective import Alignment, Head
 from raystill.train.rollouts.engine import RolloutEngine
 from raystill.train.rollouts.window import RolloutWindow, WindowMaker, rows_of
 from raystill.train.teachers.online import OnlineSignals
@@ -29,6 +30,7 @@ class _Since:
 
     tokens: int = 0
     seconds: float = 0.0
+    refresh_seconds: float = 0.0
     rows: int = 0
     rollout_rows: int = 0
     stale_steps: int = 0
@@ -61,6 +63,11 @@ class OnPolicySignals:
         self._next_step = 0
         self._since = _Since()
 
+    @property
+    def alignment(self) -> Alignment | None:
+        """That of the online teachers."""
+        return self._online.alignment
+
     def work(self, step: int) -> StepWork:
         """The step's rows: rollouts where they are due, the stored text elsewhere."""
         if not self._window.start <= step < self._window.stop:
@@ -76,7 +83,7 @@ class OnPolicySignals:
                 rollout = self._window.rollouts.get((step, row))
                 since.rows += 1
                 since.rollout_rows += rollout is not None
-                num_tokens += int(self._examples.num_loss_tokens[row]) if rollout is None else len(rollout)
+                num_tokens += self._num_targets(row, rollout)
         return self._own_work(step, plans[group.rank], num_tokens)
 
     def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
@@ -104,18 +111,29 @@ class OnPolicySignals:
         }
         if since.seconds:
             values["rollout/seconds"] = since.seconds
+            values["rollout/refresh_seconds"] = since.refresh_seconds
             values["rollout/tok_s"] = since.tokens / since.seconds
         return values
 
     def close(self) -> None:
-        """End the engine."""
+        """End the engine and let go of the teachers."""
         self._engine.close()
+        self._online.close()
+
+    def _num_targets(self, row: int, rollout: Int32Array | None) -> int:
+        """Tokens of a row that carry loss; what carries loss in its prompt does so before a rollout too."""
+        examples = self._examples
+        targets = int(examples.num_loss_tokens[row])
+        if rollout is None:
+            return targets
+        return targets - (int(examples.lengths[row]) - examples.first_target(row)) + len(rollout)
 
     def _refill(self, step: int) -> None:
         started = time.monotonic()
         start = step - step % self._sync_every
         stop = min(start + self._sync_every, self._total_steps)
         self._engine.refresh()
+        self._since.refresh_seconds += time.monotonic() - started
         # From `step` on: with no window in the checkpoint a resumed run starts one where it stands.
         self._window = self._maker.make(step, stop, self._engine)
         self._since.seconds += time.monotonic() - started
@@ -128,9 +146,12 @@ class OnPolicySignals:
         return StepWork(StepPlan(list(micro_batches), num_tokens), examples)
 
     def _example(self, step: int, row: int) -> Example:
-        rollout = self._window.rollouts.get((step, row))
-        source = self._examples.source_names[self._examples.sources[row]]
-        if rollout is None:
-            return Example(self._examples.tokens(row), self._examples.first_target(row), source=source)
-        prompt = self._maker.prompts[row]
-        return Example(np.concatenate([prompt, rollout]), len(prompt), source=source)
+        examples, rollout = self._examples, self._window.rollouts.get((step, row))
+        first = examples.first_target(row)
+        places, tokens = examples.target_places(row), examples.tokens(row)
+        return Example(
+            tokens if rollout is None else np.concatenate([tokens[:first], rollout]),
+            first,
+            prompt_targets=places[places < first],
+            source=examples.source_names[examples.sources[row]],
+        )

@@ -16,6 +16,7 @@ from raystill.losses.teachers import DenseTeacher, MixedTeacher, Teacher, WholeT
 from raystill.train.batches import Batch, StepPlanner
 from raystill.train.examples import ExampleSet
 from raystill.train.objective import Head
+from raystill.train.teachers.aligner import HiddenAligner
 from raystill.train.teachers.frozen import FrozenModel
 from raystill.train.teachers.source import StepWork
 from raystill.train.teachers.union_topk import pick_union_topk
@@ -42,12 +43,14 @@ class OnlineSignals:
         rank: int,
         *,
         num_logprobs: int | None,
+        alignment: HiddenAligner | None = None,
     ) -> None:
         self._teachers = teachers
         self._planner = planner
         self._examples = examples
         self._rank = rank
         self._num_logprobs = num_logprobs
+        self.alignment = alignment
 
     def work(self, step: int) -> StepWork:
         """The planned rows, as they are stored."""
@@ -85,7 +88,9 @@ class OnlineSignals:
         return {}
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Take the projections of an alignment out of the student."""
+        if self.alignment is not None:
+            self.alignment.remove()
 
 
 def routed_log_weights(teachers: Sequence[OnlineTeacher], batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from raystill.losses.teachers import Teacher
 from raystill.train.batches import Batch, StepPlan
 from raystill.train.examples import ExampleSet
-from raystill.train.objective import Head
+from raystill.train.objective import Alignment, Head
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class StepWork:
 
 class SignalSource(Protocol):
     """Gives every micro-batch its teacher. Chosen once per run; the loop never asks which one it has."""
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """The term on hidden states, where `losses.hidden` asks for one."""
+        ...
 
     def work(self, step: int) -> StepWork:
         """What step `step` (counted from 0) trains on. Called once per step and in order, by all workers."""
@@ -49,5 +54,5 @@ class SignalSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of processes."""
+        """Let go of processes, and take out of the student what was put into it for training alone."""
         ...

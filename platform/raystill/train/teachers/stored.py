@@ -21,6 +21,11 @@ class StoredSignals:
         self._examples = examples
         self._rank = rank
 
+    @property
+    def alignment(self) -> None:
+        """None: stored states are a signal of their own (`teacher.signals.kind: hidden`)."""
+        return None
+
     def work(self, step: int) -> StepWork:
         """The planned rows, as they are stored."""
         return StepWork(self._planner.plan(step, self._rank), self._examples)
