@@ -6,8 +6,10 @@ from collections.abc import Collection
 from typing import TypeVar
 
 from raystill.errors import DataError
+from raystill.store.codec import list_scores
 from raystill.store.commit import load_commits
 from raystill.store.reader import check_present, iter_tables
+from raystill.store.records import ScoredIds
 from raystill.store.store import TeacherStore
 from raystill.store.tier_codec import list_tier_signals
 from raystill.store.tier_records import HiddenSignal, SampledSignal, TierKind, TierSignal
@@ -39,22 +41,35 @@ def load_hidden(store: TeacherStore, keys: Collection[str]) -> dict[str, HiddenS
     return _load(store, "hidden", keys, HiddenSignal)
 
 
-def keys_without_tier(store: TeacherStore, partition: int, kind: TierKind, width: int = 1) -> set[str]:
+def keys_without_tier(
+    store: TeacherStore, partition: int, kind: TierKind, width: int = 1, *, with_texts: bool = False
+) -> set[str]:
     """Keys of stored rows with completion tokens that have no signal of `kind` with at least `width` draws.
 
-    Raises DataError where a committed part is missing.
+    `with_texts`: and those of rows that have no ids but may get some, see `load_scored_ids`. Raises DataError
+    where a committed part is missing.
     """
     columns = ("key", "num_completion_tokens")
     pending: set[str] = set()
     for table in iter_tables(store, columns=columns, partitions=(partition,)):
         for key, tokens in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
-            if tokens:
+            if tokens or with_texts:
                 pending.add(key)
     for commit in load_commits(store, partition, kind):
         if commit.num_logprobs is not None and commit.num_logprobs >= width:
             check_present(store, commit)
             pending.difference_update(commit.keys)
     return pending
+
+
+def load_scored_ids(store: TeacherStore, partition: int) -> dict[str, ScoredIds]:
+    """Ids that the score stage gave to rows which were text to it, by key: the tiers belong to them too."""
+    return {
+        score.key: score.ids
+        for table in iter_tables(store, kind="scores", partitions=(partition,))
+        for score in list_scores(table)
+        if score.ids is not None
+    }
 
 
 def _load(

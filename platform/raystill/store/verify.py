@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +104,23 @@ def list_uncommitted(store: TeacherStore) -> list[Path]:
     return [path for path in sorted(_files(store)) if _is_uncommitted(path, committed)]
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    """Completion ids by key: the rows' own, and those that the score stage gave to rows of other tokens."""
+
+    rows: dict[str, Int32Array]
+    scored: dict[str, Int32Array]
+
+
+def _checking_order(commit: CommitRecord) -> int:
+    return {"rows": 0, "scores": 1}.get(commit.kind, 2)
+
+
 def _verify_partition(
     store: TeacherStore, partition: int, totals: dict[str, int], damaged: list[Damage]
 ) -> None:
     keys: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    tokens: dict[str, Int32Array] = {}
+    tokens = _Tokens({}, {})
     commits: list[CommitRecord] = []
     for path in list_commit_paths(store, partition):
         try:
@@ -115,8 +128,8 @@ def _verify_partition(
         except DataError as error:
             totals["parts"] += 1
             damaged.append(Damage(path, _part_of(store, partition, path), error.what, None))
-    # Rows first: a score's sampled token is checked against its row.
-    for commit in sorted(live_commits(commits), key=lambda commit: commit.kind != "rows"):
+    # Rows first: a score's sampled token is checked against its row; and tiers against the scores' ids.
+    for commit in sorted(live_commits(commits), key=_checking_order):
         totals["parts"] += 1
         try:
             _verify_part(store, commit, partition, tokens)
@@ -130,10 +143,8 @@ def _verify_partition(
     totals["stray"] += len(keys["scores"] - keys["rows"])
 
 
-def _verify_part(
-    store: TeacherStore, commit: CommitRecord, partition: int, tokens: dict[str, Int32Array]
-) -> None:
-    """Raises DataError for the first thing that is wrong; adds the rows' completions to `tokens`."""
+def _verify_part(store: TeacherStore, commit: CommitRecord, partition: int, tokens: _Tokens) -> None:
+    """Raises DataError for the first thing that is wrong; adds completions to `tokens`."""
     if commit.partition != partition:
         raise DataError(f"the commit says partition {commit.partition}")
     table = read_part(store, commit)
@@ -147,17 +158,20 @@ def _verify_part(
         raise DataError("the part's content is not what was committed")
 
 
-def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int32Array]) -> tuple[int, int]:
+def _check_content(commit: CommitRecord, table: pa.Table, tokens: _Tokens) -> tuple[int, int]:
     """The sum of digests and the number of tokens, after the self-checks."""
     if commit.kind == "rejects":
         return sum(map(reject_digest, iter_table_rejects(table))), 0
     if commit.kind == "sampled" or commit.kind == "hidden":
         tiers = list(zip(commit.keys, list_tier_signals(commit.kind, table), strict=True))
-        check_tier(tiers, tokens)
+        check_tier(tiers, ChainMap(tokens.scored, tokens.rows))
         return sum(tier_digest(*each) for each in tiers), sum(num_positions(signal) for _, signal in tiers)
     if commit.kind == "scores":
         scores = list_scores(table)
-        check_scores(scores, tokens)
+        check_scores(scores, tokens.rows)
+        tokens.scored.update(
+            {score.key: score.ids.completion_token_ids.copy() for score in scores if score.ids is not None}
+        )
         if {score.signal.num_logprobs for score in scores} != {commit.num_logprobs}:
             raise DataError(f"the signals are not of width {commit.num_logprobs}")
         num_tokens = sum(len(score.signal.sampled_logprob_T) for score in scores)
@@ -165,7 +179,7 @@ def _check_content(commit: CommitRecord, table: pa.Table, tokens: dict[str, Int3
     rows = list(iter_table_rows(table))
     check_rows(rows)
     for row in rows:
-        tokens.setdefault(row.key, row.completion_token_ids.copy())
+        tokens.rows.setdefault(row.key, row.completion_token_ids.copy())
     return sum(map(row_digest, rows)), sum(len(row.completion_token_ids) for row in rows)
 
 

@@ -55,14 +55,17 @@ def plan_scores(
     keys: Set[str],
     scratch: Path,
     identify: Callable[[], KnownTeacher],
+    *,
+    only_texts: bool = False,
 ) -> ScorePlan:
     """Cut the rows of `keys` whose signals are narrower than is configured into shards under `scratch`.
 
     `identify` is called only where there is something to score; its teacher becomes the store's scorer. Rows
-    that its template refuses are committed as rejects. Raises what `record_scorer` raises, and DataError
-    where signals of other tokens are stored already.
+    that its template refuses are committed as rejects. `only_texts` leaves out rows in the scorer's own
+    tokens, and wants one logprob at least: the others get ids by it. Raises what `record_scorer` raises, and
+    DataError where signals of other tokens are stored already.
     """
-    num_logprobs = config.teacher.signals.num_logprobs
+    num_logprobs = max(config.teacher.signals.num_logprobs, 1 if only_texts else 0)
     pending = {
         partition: keys_to_score(store, partition, num_logprobs) & keys
         for partition in range(store.num_partitions)
@@ -73,6 +76,10 @@ def plan_scores(
     own_tokens = scorer.identity.tokenizer_sha256 == store.identity.tokenizer_sha256
     if not own_tokens:
         _require_no_signals(store, scorer)
+    elif only_texts:
+        pending = {partition: _texts(store, partition, wanted) for partition, wanted in pending.items()}
+        if not any(pending.values()):
+            return ScorePlan()
     record_scorer(store, scorer.identity)
     rows = _Rows(scorer, store, ShardWriter(scratch, "score", store.num_partitions), own_tokens)
     for partition, wanted in pending.items():
@@ -147,6 +154,17 @@ class _Rows:
             "completion_token_ids": completion,
             "is_tokenised": True,
         }
+
+
+def _texts(store: TeacherStore, partition: int, wanted: set[str]) -> set[str]:
+    """Those of `wanted` whose rows have no ids."""
+    columns = ("key", "num_completion_tokens")
+    return {
+        row["key"]
+        for table in iter_tables(store, columns=columns, keys=wanted, partitions=(partition,))
+        for row in table.to_pylist()
+        if not row["num_completion_tokens"]
+    }
 
 
 def _require_no_signals(store: TeacherStore, scorer: KnownTeacher) -> None:

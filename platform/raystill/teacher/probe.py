@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from raystill.errors import DataError
 from raystill.run.ray_data import map_items
-from raystill.store.reader import iter_tables
+from raystill.store.identity import partition_of
 from raystill.store.records import Float32Array
 from raystill.store.store import TeacherStore
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
@@ -26,8 +26,15 @@ from raystill.teacher.engine import ScoreRequest, TeacherEngine
 from raystill.teacher.errors import EngineRowError
 from raystill.teacher.identify import KnownTeacher
 from raystill.teacher.preflight import preflight
+from raystill.teacher.tier_work import scorer_rows
 
-_COLUMNS = ("key", "prompt_token_ids", "completion_token_ids")
+_ROWS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("prompt_token_ids", pa.list_(pa.int32())),
+        pa.field("completion_token_ids", pa.list_(pa.int32())),
+    ]
+)
 _LOGPROBS = pa.schema([pa.field("key", pa.string()), pa.field("logprobs", pa.list_(pa.float32()))])
 
 
@@ -47,7 +54,8 @@ def probe_engines(
         own: blueprint,
         other: replace(blueprint, facts=preflight(teacher.config, other)),
     }
-    rows = _choose_rows(store, keys, num_rows)
+    own_tokens = teacher.identity.tokenizer_sha256 == store.identity.tokenizer_sha256
+    rows = _choose_rows(store, keys, num_rows, own_tokens)
     path = scratch / "probe.parquet"
     pq.write_table(rows, path)
     found = {name: _score_with(each, path) for name, each in blueprints.items()}
@@ -63,11 +71,14 @@ def score_file(block: pa.Table, blueprint: EngineBlueprint, path: str) -> Iterat
     yield pa.table(columns, schema=_LOGPROBS)
 
 
-def _choose_rows(store: TeacherStore, keys: frozenset[str], num_rows: int) -> pa.Table:
+def _choose_rows(store: TeacherStore, keys: frozenset[str], num_rows: int, own_tokens: bool) -> pa.Table:
     """Keys are hashes, so the first of them are a random sample that is the same every time."""
-    chosen = sorted(keys)[: 2 * num_rows]  # some may be rejects, or have no tokens
-    tables = list(iter_tables(store, columns=_COLUMNS, keys=chosen))
-    rows = [row for table in tables for row in table.to_pylist() if row["completion_token_ids"]]
+    chosen = frozenset(sorted(keys)[: 2 * num_rows])  # some may be rejects, or have no tokens
+    rows = [
+        {name: row[name] for name in _ROWS.names}
+        for partition in sorted({partition_of(key, store.num_partitions) for key in chosen})
+        for row in scorer_rows(store, partition, chosen, own_tokens=own_tokens)
+    ]
     if not rows:
         raise DataError(
             "there are no stored completions with token ids to compare engines on",
@@ -75,7 +86,7 @@ def _choose_rows(store: TeacherStore, keys: frozenset[str], num_rows: int) -> pa
             fix="run raystill generate first, or set teacher.signals.probe_rows: 0",
         )
     rows.sort(key=lambda row: row["key"])
-    return pa.Table.from_pylist(rows[:num_rows], tables[0].schema)
+    return pa.Table.from_pylist(rows[:num_rows], _ROWS)
 
 
 def _score_with(blueprint: EngineBlueprint, path: Path) -> dict[str, Float32Array]:

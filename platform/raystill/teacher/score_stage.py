@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from raystill.config.schema import Config
@@ -40,49 +39,24 @@ def run_score(context: StageContext) -> StageResult:
     from raystill.store.recover import prepare_store
     from raystill.store.requests import load_request_keys
     from raystill.store.store import load_store
-    from raystill.teacher.identify import identify_teacher
-    from raystill.teacher.plan_scores import ScorePlan, plan_scores
-    from raystill.teacher.row_work import ScoreWork, WorkOrder
-    from raystill.teacher.run_shards import run_shards
-    from raystill.teacher.tier_work import plan_tier, tier_blueprint, tier_work
+    from raystill.teacher.score_run import ScoreRun
+    from raystill.teacher.tier_work import tier_work
 
     config = context.config
-    num_logprobs = config.teacher.signals.num_logprobs
+    tier = tier_work(config)
     store = load_store(context.paths.store.resolve())
-    identify = cache(lambda: identify_teacher(config))
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
         keys = load_request_keys(context.paths.requests)
-        tier = tier_work(config)
-        if tier is not None:
-            plan = ScorePlan(plan_tier(config, store, tier, keys, scratch))
+        done = ScoreRun(context, store, keys, scratch)
+        if tier is None:
+            done.score()
         else:
-            plan = plan_scores(config, store, keys, scratch, identify) if num_logprobs else ScorePlan()
-        rows, rejected = plan.num_rows + plan.rejected, plan.rejected
-        context.events.emit(
-            "scores_planned", rows=rows, shards=len(plan.shards), tokenised=plan.tokenised, rejected=rejected
-        )
-        tokens, rate = 0, 0.0
-        if plan.shards:
-            teacher = identify()
-            blueprint = (
-                teacher.blueprint(num_logprobs=num_logprobs, scoring=True)
-                if tier is None
-                else tier_blueprint(teacher)
-            )
-            order = WorkOrder(store, tier or ScoreWork(num_logprobs), str(scratch / "deaths"))
-            progress = run_shards(plan.shards, blueprint, order, context.events)
-            tokens, rejected, rate = progress.tokens, rejected + progress.rejected, progress.tokens_per_s
+            done.capture(tier)
         probe = _probe(context, store, keys, scratch)
     return StageResult(
-        counts={
-            "rows": rows,
-            "scored": rows - rejected,
-            "rejected": rejected,
-            "tokenised": plan.tokenised,
-            "completion_tokens": tokens,
-        },
-        metrics={"tokens_per_s": round(rate, 1)} | ({} if probe is None else {"probe": probe}),
+        counts=done.counts(),
+        metrics={"tokens_per_s": round(done.rate, 1)} | ({} if probe is None else {"probe": probe}),
         content=content_digest(store, ("rows", tier.kind if tier is not None else "scores")),
     )
 
@@ -107,8 +81,9 @@ def preflight_score(config: Config, paths: RunPaths) -> None:
     from raystill.teacher.preflight import preflight
     from raystill.teacher.tier_work import tier_work
 
-    if config.teacher.open is None and config.teacher.closed is not None:
-        return  # the endpoint's own logprobs may be all that is wanted: the stage itself finds out
+    has_answers = config.teacher.closed is not None or config.teacher.base.from_store is not None
+    if config.teacher.open is None and has_answers:
+        return  # the answers' own logprobs may be all that is wanted: the stage itself finds out
     preflight(config, "transformers" if tier_work(config) is not None else resolve_open_engine(config))
 
 

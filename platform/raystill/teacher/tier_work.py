@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from raystill.config.schema import Config
 from raystill.store.layout import Kind
 from raystill.store.reader import iter_tables
 from raystill.store.store import TeacherStore
-from raystill.store.tier_reader import keys_without_tier
+from raystill.store.tier_reader import keys_without_tier, load_scored_ids
 from raystill.store.tier_records import HiddenSignal, SampledSignal, TierKind, TierSignal
 from raystill.store.writer import PartWriter
 from raystill.teacher.engine import TeacherEngine
@@ -75,23 +75,49 @@ def tier_work(config: Config) -> TierWork | None:
     return None if kind == "topk" else TierWork(kind, config.teacher.signals.num_draws)
 
 
+def lack_tier(store: TeacherStore, work: TierWork, keys: Set[str]) -> bool:
+    """Whether any row of `keys`, in ids or as text, has no signal of the tier."""
+    return any(
+        keys_without_tier(store, partition, work.kind, _width(work), with_texts=True) & keys
+        for partition in range(store.num_partitions)
+    )
+
+
 def plan_tier(
-    config: Config, store: TeacherStore, work: TierWork, keys: Set[str], scratch: Path
+    config: Config, store: TeacherStore, work: TierWork, keys: Set[str], scratch: Path, *, own_tokens: bool
 ) -> tuple[Shard, ...]:
-    """Cut the rows of `keys` that lack the tier into shards under `scratch`."""
-    width = work.num_draws if work.kind == "sampled" else 1
+    """Cut the rows of `keys` that lack the tier into shards under `scratch`.
+
+    Rows in other tokens than the scorer's (all of them, unless `own_tokens`) take part with the ids that
+    they were scored with; those that could not be scored don't.
+    """
     writer = ShardWriter(scratch, "score", store.num_partitions)
     num_rows = 0
     for partition in range(store.num_partitions):
-        wanted = keys_without_tier(store, partition, work.kind, width) & keys
-        for table in iter_tables(store, columns=_COLUMNS, keys=wanted, partitions=(partition,)):
-            for row in table.to_pylist():
-                writer.add(row)
-            num_rows += table.num_rows
+        wanted = keys_without_tier(store, partition, work.kind, _width(work), with_texts=True) & keys
+        for row in scorer_rows(store, partition, wanted, own_tokens=own_tokens):
+            writer.add(row)
+            num_rows += 1
     size = shard_rows(config.teacher.store.rows_per_part, num_rows, 1)
     return tuple(
         shard for partition, table in writer.iter_partitions() for shard in writer.cut(partition, table, size)
     )
+
+
+def scorer_rows(store: TeacherStore, partition: int, wanted: Set[str], *, own_tokens: bool) -> Iterator[Row]:
+    """Rows in the scorer's tokens: as they were scored, or as it wrote them itself. Others are left out."""
+    scored = load_scored_ids(store, partition) if wanted else {}
+    for table in iter_tables(store, columns=_COLUMNS, keys=wanted, partitions=(partition,)):
+        for row in table.to_pylist():
+            ids = scored.get(row["key"])
+            if ids is not None:
+                row |= {name: getattr(ids, name).tolist() for name in _COLUMNS[2:]}
+            if row["completion_token_ids"] and (own_tokens or ids is not None):
+                yield row
+
+
+def _width(work: TierWork) -> int:
+    return work.num_draws if work.kind == "sampled" else 1
 
 
 def tier_blueprint(teacher: KnownTeacher) -> EngineBlueprint:

@@ -10,6 +10,7 @@ from foreign import DEMO_TEACHER, load, write_lines
 
 from raystill.store.reader import load_rows
 from raystill.text.chat import load_chat_format
+from raystill.text.tokenizer import load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "12 + 3 ="}, {"role": "assistant", "content": "15"}]
 
@@ -67,3 +68,29 @@ def test_rows_that_cannot_be_aligned_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     _, counts = load(tmp_path / "plain", "axolotl", write_lines(tmp_path / "one.jsonl", record(tokens)))
     assert counts.rejects_by_code == {"no_tokens": 1}
+
+
+def test_calls_are_spelt_by_the_template(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(DEMO_TEACHER))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments.a }}]{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    chat = load_chat_format(str(tmp_path / "chat"))
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    tokens = [*chat.encode("[add 2]"), chat.turn_end_id]
+    row = record(tokens, messages=[MESSAGES[0], answer], finish_reason="tool_calls")
+    short = record(tokens[:2], messages=[MESSAGES[0], answer], finish_reason="tool_calls")
+    path = write_lines(tmp_path / "rows.jsonl", row, short)
+    store, counts = load(tmp_path, "axolotl", path, tokenizer=str(tmp_path / "chat"))
+    assert counts.rejects_by_code == {"misaligned": 1}
+    (stored,) = load_rows(store, with_signal=True)
+    assert stored.completion_token_ids.tolist() == tokens
+    assert stored.tool_calls is not None
+
+    (tmp_path / "plain").mkdir()
+    _, counts = load(tmp_path / "plain", "axolotl", path, tokenizer=str(DEMO_TEACHER))
+    assert counts.rejects_by_code == {"template": 2}

@@ -157,3 +157,33 @@ def test_lone_surrogates_are_rejected(tmp_path: Path) -> None:
     outputs = write_lines(tmp_path / "out.jsonl", response("a", "x\udc00"), response("b", "y"))
     _, counts = load(tmp_path, "openai-batch", outputs, inputs=(inputs,))
     assert counts.rejects_by_code == {"not_unicode": 2}
+
+
+def test_ids_of_an_answer_with_calls_are_whole_or_none(tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "let me see", "tool_calls": [call]}
+    content = [
+        entry("token_id:5", -0.1, ("token_id:9", -3.0)),
+        entry("token_id:2", -0.2, ("token_id:7", -3.0)),
+    ]
+    lines = []
+    for name, used in (("text", 7), ("whole", 2)):
+        line = response(name, "x", message=message, logprobs={"content": content}, finish_reason="tool_calls")
+        line["response"]["body"]["usage"]["completion_tokens"] = used
+        lines.append(line)
+    lines.append(response("none", "x", message=message, finish_reason="tool_calls"))
+    inputs = write_lines(tmp_path / "in.jsonl", *(request(name, name) for name in ("text", "whole", "none")))
+    store, counts = load(
+        tmp_path,
+        "openai-batch",
+        write_lines(tmp_path / "out.jsonl", *lines),
+        inputs=(inputs,),
+        tokenizer=str(DEMO_TEACHER),
+    )
+    assert (counts.num_added, counts.num_signals) == (3, 1)
+    rows = {row.prompt_id: row for row in load_rows(store)}
+    assert rows["whole"].completion_token_ids.tolist() == [5, 2]
+    assert rows["text"].flags == ("logprobs_without_calls",)
+    for name in ("text", "none"):
+        assert len(rows[name].completion_token_ids) == 0
+    assert all(json.loads(row.tool_calls or "") == [call] for row in rows.values())

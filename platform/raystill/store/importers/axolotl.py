@@ -16,7 +16,9 @@ import numpy as np
 
 from raystill.store.importers.answer import BadAnswer, ImportedAnswer, RowError, no_ids
 from raystill.store.importers.conversation import (
+    Message,
     answer_text,
+    call_ids,
     completion_ids,
     list_of_ids,
     prompt_ids,
@@ -50,7 +52,7 @@ def _read_row(record: Record, where: str, chat: ChatFormat | None) -> ImportedAn
     if not isinstance(positions, list) or not positions:
         raise RowError("no_logprobs", "the row has no logprobs")
     finish_reason = text_of(record, "finish_reason") or "stop"
-    tokens = _tokens(record, chat, completion, finish_reason)
+    tokens = _tokens(record, chat, prompt, message, finish_reason)
     # Entries beyond the answer stand for what the chat template writes after it.
     positions = positions[: len(tokens)]
     targets = record.get(TARGET_FIELD)
@@ -85,14 +87,26 @@ def _read_row(record: Record, where: str, chat: ChatFormat | None) -> ImportedAn
     )
 
 
-def _tokens(record: Record, chat: ChatFormat | None, completion: str, finish_reason: str) -> Int32Array:
+def _tokens(
+    record: Record,
+    chat: ChatFormat | None,
+    prompt: list[Message],
+    message: Message,
+    finish_reason: str,
+) -> Int32Array:
+    """Ids of the answer: the row's own, else its text's, with the calls as the chat template spells them."""
     if record.get("completion_token_ids") is not None:
         return list_of_ids(record["completion_token_ids"], "completion_token_ids")
     if chat is None:
         raise RowError("no_tokens", "which token stands where is not stored: give the teacher's --tokenizer")
-    tokens = completion_ids(chat, completion, finish_reason)
+    completion, calls, _ = answer_text(message)
+    tokens = (
+        completion_ids(chat, completion, finish_reason)
+        if calls is None
+        else call_ids(chat, prompt, completion, calls)
+    )
     positions = _first(record, LOGPROB_FIELDS)
-    if len(positions) == len(tokens) - 1 and finish_reason == "stop":
+    if len(positions) == len(tokens) - 1 and finish_reason in ("stop", "tool_calls"):
         return tokens[:-1]  # logprobs without the token that ended the answer
     return tokens
 

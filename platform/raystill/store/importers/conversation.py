@@ -10,6 +10,7 @@ import numpy as np
 from raystill.errors import DataError
 from raystill.store.importers.answer import RowError
 from raystill.store.records import Int32Array
+from raystill.text.answer_ids import encode_answer
 from raystill.text.chat import ChatFormat
 
 Message = dict[str, Any]
@@ -72,6 +73,20 @@ def completion_ids(chat: ChatFormat, completion: str, finish_reason: str) -> Int
     """Ids of an answer's text, with the token that ends the turn where it was finished."""
     ending = [chat.turn_end_id] if finish_reason == "stop" else []
     return np.asarray([*chat.encode_completion(completion), *ending], np.int32)
+
+
+def call_ids(chat: ChatFormat, messages: list[Message], completion: str, calls: str) -> Int32Array:
+    """Ids of an answer with tool calls (JSON), as the chat template spells it after the prompt.
+
+    Raises RowError where the template doesn't write calls, or refuses the messages.
+    """
+    try:
+        _, ids = encode_answer(chat, messages, completion, calls, "tool_calls")
+    except DataError as error:
+        raise RowError("template", error.problems[0].what) from None
+    except (ValueError, AttributeError, TypeError):
+        raise RowError("bad_calls", "the tool calls are no list of calls") from None
+    return np.asarray(ids, np.int32)
 
 
 def list_of_ids(value: Any, name: str) -> Int32Array:

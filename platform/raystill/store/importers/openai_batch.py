@@ -3,7 +3,8 @@
 The input files hold the prompts and the sampling; they are indexed, not held in memory. Error lines, answers
 without text and answers whose request is unknown become rejects. Logprobs become a signal where their tokens
 are ids ("token_id:N", vLLM's `return_tokens_as_token_ids`) or a tokenizer knows them; where they can't be
-read, the text is stored without a signal and the row's flags say why.
+read, the text is stored without a signal and the row's flags say why. An answer with tool calls has ids only
+where the file brings them (`token_ids`): else `score` spells the calls as its model does.
 """
 
 from __future__ import annotations
@@ -183,6 +184,8 @@ def _read_choice(
     completion, calls, reasoning = answer_text(message)
     prompt = list_of_ids(answer.get("prompt_token_ids"), "prompt_token_ids")
     tokens, signal, flags = _read_tokens(choice, token_ids)
+    if calls is not None and len(tokens) and not (choice.get("token_ids") or _covers(answer, len(tokens))):
+        tokens, signal, flags = no_ids(), None, ("logprobs_without_calls",)
     if len(tokens) == 0 and chat is not None and calls is None and reasoning is None:
         tokens = completion_ids(chat, completion, reason)
     return {
@@ -195,6 +198,13 @@ def _read_choice(
         "signal": signal,
         "flags": flags,
     }
+
+
+def _covers(answer: Record, num_tokens: int) -> bool:
+    """Whether so many logprobs cover a whole answer with calls: most endpoints give those of the text."""
+    usage, choices = answer.get("usage"), answer.get("choices")
+    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return counted == num_tokens and isinstance(choices, list) and len(choices) == 1
 
 
 def _read_tokens(

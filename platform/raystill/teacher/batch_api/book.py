@@ -12,53 +12,23 @@ Settled means: every row of it is stored, rejected, or part of a later batch.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from raystill.errors import DataError, EnvironmentFault
+from raystill.errors import EnvironmentFault
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, write_json
+from raystill.teacher.batch_api.record import BatchRecord, load_records, unreadable_record
 from raystill.teacher.row_work import WORK_SCHEMAS, Row
-
-State = Literal["planned", "uploaded", "created", "ended", "settled"]
-
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """One batch. `attempts` counts, by key, the batches before this one that had the row in vain.
-
-    `reserved_usd` is the most that the batch can cost, `cost_usd` what its answers did cost. `status` is the
-    provider's word for how it ended.
-    """
-
-    name: str
-    state: State
-    keys: tuple[str, ...]
-    created_at: float
-    attempts: dict[str, int] = field(default_factory=dict)
-    reserved_usd: float = 0.0
-    cost_usd: float = 0.0
-    input_file_id: str = ""
-    batch_id: str = ""
-    status: str = ""
-    error: str = ""
-    output_file_id: str = ""
-    error_file_id: str = ""
-
-    @property
-    def is_paid_for(self) -> bool:
-        """Whether the provider may be working on it."""
-        return self.state in ("created", "ended")
 
 
 class BatchBook:
@@ -87,8 +57,7 @@ class BatchBook:
 
     def load(self) -> list[BatchRecord]:
         """All records, oldest first. Raises DataError for one that can't be read."""
-        paths = sorted(self._directory.glob("batch-*.json"))
-        return [_read_record(path) for path in paths]
+        return load_records(self._directory)
 
     def add(
         self, rows: list[Row], lines: Iterable[bytes], attempts: dict[str, int], reserved_usd: float
@@ -146,7 +115,7 @@ class BatchBook:
         try:
             rows: list[Row] = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path) from error
+            raise unreadable_record(path) from error
         return rows
 
     def requests_path(self, record: BatchRecord) -> Path:
@@ -160,19 +129,3 @@ class BatchBook:
 
     def _rows_path(self, record: BatchRecord) -> Path:
         return self._directory / f"{record.name}.rows.parquet"
-
-
-def _read_record(path: Path) -> BatchRecord:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return BatchRecord(**{**facts, "keys": tuple(facts["keys"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _unreadable(path) from error
-
-
-def _unreadable(path: Path) -> DataError:
-    return DataError(
-        "a batch's record can't be read",
-        where=str(path),
-        fix="restore it from a copy; without it, the batch's rows would be paid for again",
-    )

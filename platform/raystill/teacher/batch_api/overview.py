@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raystill.store.layout import StoreLayout
-from raystill.teacher.batch_api.book import BatchBook, State
+from raystill.teacher.batch_api.record import State, load_records
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,6 @@ def list_live_batches(store: Path) -> list[LiveBatch]:
             age_seconds=round(max(0.0, now - record.created_at), 1),
             reserved_usd=record.reserved_usd,
         )
-        for record in BatchBook(StoreLayout(store).batches).load()
+        for record in load_records(StoreLayout(store).batches)
         if record.state != "settled"
     ]

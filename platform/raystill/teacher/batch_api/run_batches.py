@@ -25,7 +25,7 @@ from raystill.teacher.api.ledger import ledger_directory, load_spending
 from raystill.teacher.api.reader import AnswerReader
 from raystill.teacher.api.wire import BodyShape
 from raystill.teacher.batch_api.arrived import ArrivedEngine
-from raystill.teacher.batch_api.book import BatchBook, BatchRecord
+from raystill.teacher.batch_api.book import BatchBook
 from raystill.teacher.batch_api.endpoint import BatchEndpoint, BatchFacts
 from raystill.teacher.batch_api.plan import (
     BatchLimits,
@@ -35,6 +35,7 @@ from raystill.teacher.batch_api.plan import (
     cut_batch,
     iter_cut,
 )
+from raystill.teacher.batch_api.record import BatchRecord
 from raystill.teacher.batch_api.results import is_whole
 from raystill.teacher.batch_api.settle import Settlement, Settler, was_too_much
 from raystill.teacher.progress import Progress

@@ -17,7 +17,8 @@ from raystill.teacher.api.guard import OutcomeGuard
 from raystill.teacher.api.ledger import RiskEntry
 from raystill.teacher.api.outcomes import Failure, abort_error
 from raystill.teacher.batch_api.arrived import ArrivedEngine, FailedLineError
-from raystill.teacher.batch_api.book import BatchBook, BatchRecord
+from raystill.teacher.batch_api.book import BatchBook
+from raystill.teacher.batch_api.record import BatchRecord
 from raystill.teacher.batch_api.results import LineCounts, iter_results
 from raystill.teacher.engine import Generation
 from raystill.teacher.errors import EngineRowError
