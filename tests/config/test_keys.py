@@ -62,11 +62,11 @@ def test_every_key_has_a_meaning_and_limits() -> None:
 
 
 def test_defaults_and_marks() -> None:
-    steps, report_to = find_key("training.save_every"), find_key("train.sft.report_to")
+    steps, unsupported = find_key("training.save_every"), find_key("train.sft.tokenizer.mlm")
     assert steps is not None
     assert (steps.default, steps.required, steps.not_yet) == (100, False, False)
-    assert report_to is not None
-    assert report_to.not_yet
+    assert unsupported is not None
+    assert unsupported.not_yet
     name = find_key("datasets.3.name")
     assert name is not None
     assert (name.path, name.required) == ("datasets.*.name", True)
