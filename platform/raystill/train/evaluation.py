@@ -8,7 +8,7 @@ from raystill.train.batches import collate, plan_evaluation
 from raystill.train.device import autocast
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import TERM_NAMES, Totals, named_sums
+from raystill.train.metrics import Totals, logged_terms, named_sums
 from raystill.train.objective import Objective
 from raystill.train.settings import TrainSettings
 from raystill.train.sharding import keep_in_step, reshard
@@ -39,5 +39,5 @@ def evaluate_loss(
     reshard(student.network)
     student.network.train()
     sums = named_sums(group.sum_(totals.sums_S))
-    names = ("loss", *TERM_NAMES) if settings.terms.uses_teacher else ("loss", "ce")
+    names = logged_terms(sums, settings.terms.uses_teacher)
     return {f"eval/{name}": sums[name] / sums["tokens"] for name in names}

@@ -47,15 +47,19 @@ def named_sums(sums_S: torch.Tensor) -> dict[str, float]:
     return dict(zip(SUM_NAMES, sums_S.tolist(), strict=True))
 
 
+def logged_terms(sums: dict[str, float], has_kd: bool) -> list[str]:
+    """The loss and those of its terms that the run has."""
+    if not has_kd:
+        return ["loss", "ce"]
+    return ["loss", *(name for name in TERM_NAMES if name != "hidden" or sums["hidden"] > 0)]
+
+
 def summarise_window(sums: dict[str, float], has_kd: bool) -> dict[str, float]:
     """Means of the steps since the last line, ready to log. Empty if nothing trained in them."""
     tokens = sums["tokens"]
     if tokens == 0:
         return {}
-    values = {"train/loss": sums["loss"] / tokens}
-    for name in TERM_NAMES:
-        if name == "ce" or (has_kd and (name != "hidden" or sums["hidden"] > 0)):
-            values[f"train/{name}"] = sums[name] / tokens
+    values = {f"train/{name}": sums[name] / tokens for name in logged_terms(sums, has_kd)}
     return values | {"train/pad_frac": 1.0 - sums["real"] / sums["raw"]}
 
 
