@@ -31,7 +31,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
                 answer = _reload(engine, request["path"])
             else:
                 answer = _generate(engine, request)
-        except (RuntimeError, ValueError, OSError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, OSError, AssertionError) as error:
             answer = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
