@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from raystill.cluster.plan import Plan, compute_plan
+from raystill.cluster.rates import remember_rate
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
@@ -35,7 +37,9 @@ from raystill.run.state import validate_run_root
 if TYPE_CHECKING:
     from raystill.teacher.preview import Preview
 
-Step = Literal["prepare", "generate", "score", "grade", "curate", "sft", "distill", "evaluate", "export", "report"]
+Step = Literal[
+    "prepare", "generate", "score", "grade", "curate", "sft", "distill", "evaluate", "export", "report"
+]
 STEP_NAMES: tuple[Step, ...] = get_args(Step)
 
 _STAGES: dict[StageName, tuple[str, str]] = {
@@ -189,7 +193,7 @@ def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer 
     require_supported(loaded, [stage.name])
     validate_run_root(config, paths)
     watching = observer or SilentObserver()
-    with hold_lock(paths.lock), _RaySession(config) as ray, _sigterm_interrupts():
+    with hold_lock(paths.lock), _RaySession(config, paths, watching.event) as ray, _sigterm_interrupts():
         inputs = load_inputs(stage, config, paths)
         if stage.preflight:
             stage.preflight(config, paths)
@@ -240,7 +244,7 @@ def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observe
     validate_run_root(config, paths)
     started = time.monotonic()
     results = []
-    with hold_lock(paths.lock), _RaySession(config) as ray, _sigterm_interrupts():
+    with hold_lock(paths.lock), _RaySession(config, paths, observer.event) as ray, _sigterm_interrupts():
         _save_resolved(config, paths)
         for position, name in enumerate(steps, 1):
             observer.step_started(name, position, len(steps))
@@ -262,9 +266,12 @@ def _run_one(
         paths,
         fresh=fresh,
         on_event=observer.event,
-        before_work=ray.start if stage.needs_ray else None,
+        before_work=partial(ray.start, stage.name) if stage.needs_ray else None,
     )
     manifest = outcome.manifest
+    if not outcome.skipped:
+        device = "cuda" if str(manifest.metrics.get("device", "cpu")).startswith("cuda") else "cpu"
+        remember_rate(config, paths, manifest, device)
     return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)
 
 
@@ -288,20 +295,29 @@ def _save_resolved(config: Config, paths: RunPaths) -> None:
 
 
 class _RaySession:
-    """Ray for the steps of one command: started by the first that needs it, ended with the command."""
+    """Ray, and the watch over its disks, for the steps of one command: from the first that needs it."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, paths: RunPaths, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._config, self._paths, self._on_event = config, paths, on_event
         self._stack = ExitStack()
         self._is_running = False
 
-    def start(self) -> None:
-        """Start or join Ray, once."""
+    def start(self, stage: StageName | None = None) -> None:
+        """Start or join Ray, once; raises EnvironmentFault where `stage` asks for what it can never have."""
+        from raystill.cluster.demand import require_capacity
+
+        self._start()
+        if stage is not None:
+            require_capacity(self._config, stage)
+
+    def _start(self) -> None:
         if self._is_running:
             return
+        from raystill.cluster.disk_monitor import watch_disks
         from raystill.cluster.ray_session import ray_session
 
         self._stack.enter_context(ray_session(self._config))
+        self._stack.enter_context(watch_disks(self._config, self._paths, self._on_event))
         self._is_running = True
         _install_sigterm()  # Ray installs its own handler when it starts
 

@@ -35,6 +35,11 @@ class BackgroundWriter:
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
         self.blocked_seconds = 0.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._in_flight is not None and not self._in_flight.done()
+
     def submit(self, tensors: TensorGroups, publish: Callable[[TensorGroups], Path]) -> None:
         """Copy `tensors` (group to name to tensor, any shapes) and call `publish` with the copy, elsewhere.
 

@@ -19,6 +19,7 @@ BENCHES = {
     "columns": "raystill.bench.columns",
     "storage": "raystill.bench.storage",
     "resume": "raystill.bench.resume",
+    "checkpoint": "raystill.bench.checkpoint",
     "gap": "raystill.bench.gap",
     "sft": "raystill.bench.sft",
     "kd-head": "raystill.bench.kd_head",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from raystill.config.curate import CurateSection
 from raystill.config.curriculum import CurriculumSection
+from raystill.config.disk import DiskSection
 from raystill.config.general import (
     ClusterSection,
     CudaSection,
@@ -33,6 +34,7 @@ class Config(Section):
     device: DeviceSection = Field(default_factory=DeviceSection)
     cuda: CudaSection = Field(default_factory=CudaSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+    disk: DiskSection = Field(default_factory=DiskSection)
     datasets: list[DatasetSection] = Field(
         default_factory=list, description="Prompt datasets by name and key."
     )

@@ -119,6 +119,14 @@ class RunPaths:
         """Checkpoints of a training stage."""
         return self.stage_dir(stage) / "checkpoints"
 
+    def ray_attempts(self, stage: StageName) -> Path:
+        """What Ray Train noted of a training stage's last attempt: pointers to its checkpoints."""
+        return self.stage_dir(stage) / "ray"
+
+    def stop_request(self, stage: StageName) -> Path:
+        """While it exists, a training stage that runs saves and stops."""
+        return self.stage_dir(stage) / "stop.json"
+
     def model(self, stage: StageName) -> Path:
         """The final model of `sft`, `distill` or `export`, loadable by transformers."""
         return self.stage_dir(stage) / "model"

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from raystill.errors import DataError, EnvironmentFault
+from raystill.run.disk import require_space
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, sha256_file
 from raystill.run.remote import is_remote
@@ -211,6 +212,8 @@ class PartWriter:
         self._check_keys(partition, keys)
         stem = self.next_stem()
         path = self._store.layout.part(kind, partition, stem)
+        if not is_remote(path):
+            require_space(path.parent, table.nbytes)
         failpoint("store:before_part")
         with publish_file(path, once=True) as temporary:
             write_parquet(table, temporary)

@@ -1,13 +1,12 @@
 """One training run on Ray Train: TorchTrainer with gloo on CPU and nccl on GPU.
 
-Checkpoints and retention are ours (`checkpoint`); Ray hears metrics only, so it tracks and deletes nothing. A
-run that dies is started again and resumes from the newest verified checkpoint.
+Checkpoints and retention are ours (`checkpoint`); Ray gets pointers to them (`pointers`). A run that dies is
+started again and resumes from the newest verified checkpoint.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -19,6 +18,7 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.paths import RunPaths
+from raystill.run.publish import write_json
 from raystill.run.remote import open_place
 from raystill.train.metrics import iter_metrics
 from raystill.train.settings import TrainStageName
@@ -26,13 +26,15 @@ from raystill.train.settings import TrainStageName
 Progress = Callable[[dict[str, Any]], None]
 
 # Ray polls its workers every 2 s by default: a long wait for short runs, at both ends and at every report.
-# The preemption watcher is one more process, and nothing here listens to it.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+# One more process, which only a cluster's notices make worth it.
+_PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _POLL_SECONDS = 0.5
+# How long an interrupted driver waits for the workers to finish their step and save it.
+_STOP_SECONDS = 20.0
 _LONGEST_REASON = 200
 
 
@@ -50,6 +52,7 @@ def run_training(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from raystill.train.device import choose_device_type
+    from raystill.train.pointers import fresh_attempt, pointer_config
 
     resources = ray.cluster_resources()
     device = choose_device_type(config, resources.get("GPU", 0.0))
@@ -57,7 +60,9 @@ def run_training(
         {"GPU": 1.0} if device == "cuda" else {}
     )
     require_resources(config, scaling, resources)
-    with _environment(), tempfile.TemporaryDirectory(prefix="raystill-train-") as storage:
+    attempts = paths.ray_attempts(stage).absolute()
+    joined = is_cluster_joined(config)
+    with _environment(watch_preemption=joined), fresh_attempt(attempts) as name:
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={
@@ -66,6 +71,7 @@ def run_training(
                 "store": str(paths.store.absolute()),
                 "stage": stage,
                 "device": device,
+                "watch_preemption": joined,
             },
             scaling_config=ScalingConfig(
                 num_workers=config.training.num_workers,
@@ -74,34 +80,30 @@ def run_training(
             ),
             torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
             run_config=RunConfig(
-                name=stage, storage_path=storage, failure_config=FailureConfig(max_failures=0)
+                name=name,
+                storage_path=str(attempts),
+                failure_config=FailureConfig(max_failures=0),
+                checkpoint_config=pointer_config(config),
             ),
         )
         try:
-            result = _fit(trainer.fit, MetricsTail(paths.training_metrics(stage)), on_progress)
+            tail = MetricsTail(paths.training_metrics(stage))
+            result = _fit(trainer.fit, tail, on_progress, paths.stop_request(stage))
         except TrainingFailedError as error:
             raise translate_failure(error, paths.checkpoints(stage)) from error
     summary: dict[str, Any] = result.return_value
     return summary
 
 
-class RayReporter:
-    """Passes metrics to Ray Train, without a checkpoint of Ray's."""
-
-    def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Report the metrics of a saved step; every worker calls it, Ray keeps the first one's."""
-        import ray.train
-
-        ray.train.report({"step": step, **metrics})
-
-
 def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
+    import torch
 
     from raystill.train.assembly import TrainJob
     from raystill.train.device import choose_num_threads
     from raystill.train.group import WorkerGroup
+    from raystill.train.pointers import PointerReporter
     from raystill.train.worker import train_worker
 
     context = ray.train.get_context()
@@ -109,19 +111,34 @@ def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     job = TrainJob(
         config=config,
         paths=replace(
-            RunPaths.from_config(config), root=Path(loop_config["root"]), store=open_place(loop_config["store"])
+            RunPaths.from_config(config),
+            root=Path(loop_config["root"]),
+            store=open_place(loop_config["store"]),
         ),
         stage=loop_config["stage"],
         device=str(ray.train.torch.get_device()) if loop_config["device"] == "cuda" else "cpu",
         num_threads=choose_num_threads(config, context.get_local_world_size()),
     )
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())
-    return train_worker(job, group, RayReporter())
+    reporter = PointerReporter(job.paths.checkpoints(job.stage), group, torch.device(job.device))
+    return train_worker(job, group, reporter, _is_preempted if loop_config["watch_preemption"] else None)
+
+
+def _is_preempted() -> bool:
+    """Whether Ray was told that a machine of this run is going away. Collective."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def is_cluster_joined(config: Config) -> bool:
+    """Whether the run uses a Ray that it has not started itself."""
+    return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def require_resources(config: Config, scaling: dict[str, float], resources: dict[str, float]) -> None:
     """Refuse what a local Ray can never give; a cluster may still grow into it."""
-    if config.cluster.address is not None or os.environ.get("RAY_ADDRESS"):
+    if is_cluster_joined(config):
         return
     workers = config.training.num_workers
     for name, amount in scaling.items():
@@ -153,9 +170,10 @@ def translate_failure(error: Exception, checkpoints: Path) -> RaystillError:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _environment(*, watch_preemption: bool) -> Iterator[None]:
     """Ray Train's settings, read from the driver's environment; the user's own values win."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    wanted = {**_ENVIRONMENT, _PREEMPTION_WATCHER: str(int(watch_preemption))}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -179,11 +197,12 @@ class MetricsTail:
         return added
 
 
-def _fit(fit: Callable[[], Any], tail: MetricsTail, on_progress: Progress | None) -> Any:
+def _fit(fit: Callable[[], Any], tail: MetricsTail, on_progress: Progress | None, stop_request: Path) -> Any:
     """Run `fit` in a thread of its own and show progress in this one.
 
     In the main thread Ray Train would put its own handler on Ctrl-C, which exits with 0; like this an
-    interrupt stays one. The workers then end with this process's Ray, and the next run resumes.
+    interrupt stays one. The first asks the workers to save the step they are at, and waits for that; the
+    second ends them as they are, with this process's Ray. The next run resumes.
     """
     outcome: Future[Any] = Future()
 
@@ -193,10 +212,18 @@ def _fit(fit: Callable[[], Any], tail: MetricsTail, on_progress: Progress | None
         except BaseException as error:  # noqa: BLE001 (handed to the caller, whatever it is)
             outcome.set_exception(error)
 
+    stop_request.unlink(missing_ok=True)
     threading.Thread(target=run, name="ray-train-fit", daemon=True).start()
-    while True:
-        finished = wait([outcome], timeout=_POLL_SECONDS).done
-        for record in tail.new_lines() if on_progress else []:
-            on_progress(record)  # type: ignore[misc]
-        if finished:
-            return outcome.result()
+    try:
+        while True:
+            finished = wait([outcome], timeout=_POLL_SECONDS).done
+            for record in tail.new_lines() if on_progress else []:
+                on_progress(record)  # type: ignore[misc]
+            if finished:
+                return outcome.result()
+    except KeyboardInterrupt:
+        write_json(stop_request, {"reason": "interrupted"})
+        wait([outcome], timeout=_STOP_SECONDS)
+        raise
+    finally:
+        stop_request.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ class CheckpointSaver:
     def __init__(self, run: TrainRun) -> None:
         self._run = run
         self._directory = run.job.paths.checkpoints(run.job.stage)
-        self._rules = RetentionRules.from_config(run.job.config, run.state.total_steps)
+        self.rules = RetentionRules.from_config(run.job.config, run.state.total_steps)
         self._writer = BackgroundWriter()
         resumed = step_directory(self._directory, run.state.step).is_dir()
         self._resume_point = {run.state.step} if resumed else set()
@@ -48,6 +48,14 @@ class CheckpointSaver:
         measured = dict(metrics)
         self._writer.submit(tensors, lambda copies: self._publish(step, copies, state, measured))
 
+    def relieve(self) -> None:
+        """Let go of what little free disk lets go, unless a save is in flight, which does it itself.
+
+        Also what crashes left. The first worker alone calls it.
+        """
+        if not self._writer.is_busy and self._directory.is_dir():
+            apply_retention(self._directory, self.rules, in_use=self._resume_point)
+
     def check(self) -> None:
         """Raise what the last save raised, if it has ended. Never waits."""
         self._writer.raise_if_failed()
@@ -68,10 +76,10 @@ class CheckpointSaver:
         num_bytes = _JSON_BYTES + sum(
             tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values()
         )
-        gone = make_room(self._directory, self._rules, num_bytes, in_use=self._resume_point)
+        gone = make_room(self._directory, self.rules, num_bytes, in_use=self._resume_point)
         path = save_checkpoint(self._directory, step, tensors=tensors, state=state, metrics=metrics)
         self._resume_point = {step}
-        result = apply_retention(self._directory, self._rules, current=step, in_use=self._resume_point)
+        result = apply_retention(self._directory, self.rules, current=step, in_use=self._resume_point)
         with EventLog(self._run.job.paths.run_log, self._run.job.stage) as events:
             events.emit(
                 "checkpoint_saved",

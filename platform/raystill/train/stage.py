@@ -10,6 +10,7 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.config.signal_source import learns_from_assistant, resolve_signal_source
 from raystill.config.student_init import resolve_student_init
+from raystill.run.disk import free_bytes
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 from raystill.train.loss_terms import resolve_loss
@@ -160,7 +161,8 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     started = time.monotonic()
 
     def show(record: dict[str, Any]) -> None:
-        context.events.emit("progress", **progress_fields(record))
+        free_gb = round(free_bytes(context.paths.root) / 2**30, 1)
+        context.events.emit("progress", **progress_fields(record), disk_free_gb=free_gb)
 
     summary = run_training(context.config, context.paths, stage, show)
     seconds = time.monotonic() - started

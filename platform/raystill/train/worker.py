@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from raystill.checkpoint.policy import milestone_steps
@@ -15,6 +16,7 @@ from raystill.train.saving import CheckpointSaver
 from raystill.train.sharding import is_sharded, make_whole
 from raystill.train.step import train_step
 from raystill.train.step_log import StepLog
+from raystill.train.stopping import StopWatch
 from raystill.train.summary import summarise
 
 
@@ -22,21 +24,27 @@ class Reporter(Protocol):
     """Where a worker's progress goes besides metrics.jsonl; called by every worker at the same steps."""
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Pass on the metrics of a step whose checkpoint is being written."""
+        """Pass on the metrics of a step whose checkpoint is being written, and `total_steps`."""
 
 
-def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[str, Any]:
+def train_worker(
+    job: TrainJob,
+    group: WorkerGroup,
+    reporter: Reporter,
+    is_preempted: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """Train to the last step, from the newest verified checkpoint where there is one.
 
     Returns what the stage's manifest should say. Raises RaystillError for bad input before step 1, and
-    DivergenceError after too many non-finite steps in a row.
+    DivergenceError after too many non-finite steps in a row; EnvironmentFault, with the last step saved,
+    where there is a reason to stop (`stopping`). All workers ask `is_preempted` together.
     """
     run = assemble(job, group)
     restore_latest(run)
     log = StepLog(run)
     saver = CheckpointSaver(run)
     try:
-        run_steps(run, log, saver, reporter)
+        run_steps(run, log, saver, reporter, StopWatch(run, saver, is_preempted))
         saver.finish()
     except BaseException:
         log.close()
@@ -56,7 +64,9 @@ def train_worker(job: TrainJob, group: WorkerGroup, reporter: Reporter) -> dict[
     return summary
 
 
-def run_steps(run: TrainRun, log: StepLog, saver: CheckpointSaver, reporter: Reporter) -> None:
+def run_steps(
+    run: TrainRun, log: StepLog, saver: CheckpointSaver, reporter: Reporter, stop: StopWatch
+) -> None:
     """Take the steps that are left. Raises DivergenceError after too many non-finite steps in a row."""
     state, settings = run.state, run.settings
     milestones = set(milestone_steps(state.total_steps))
@@ -78,10 +88,13 @@ def run_steps(run: TrainRun, log: StepLog, saver: CheckpointSaver, reporter: Rep
             metrics = log.write()
         if evaluation_is_due(run):
             metrics |= log.write_evaluation()
-        if is_due(run, settings.save_every) or state.step in milestones:
+        is_saved = is_due(run, settings.save_every) or state.step in milestones
+        if is_saved:
             with log.clock.measure("save"):
                 saver.save(metrics)
-            reporter.report(state.step, metrics)
+            reporter.report(state.step, {**metrics, "total_steps": state.total_steps})
+        if state.step < state.total_steps:
+            stop.check(is_saved, metrics)
 
 
 def restore_latest(run: TrainRun) -> None:
