@@ -62,6 +62,11 @@ class RowGate:
                 self._on_cleared()
         self._admit()
 
+    def close(self) -> None:
+        """Let no further row in: those that wait do so until their shard is given up."""
+        self._limit = 0
+        self._group = 0
+
     def _admit(self) -> None:
         if self._waiting_suspects or self._in_flight & self._suspects:
             if not self._in_flight:

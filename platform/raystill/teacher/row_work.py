@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -299,6 +300,11 @@ class WorkOrder:
     store: TeacherStore
     work: RowWork
     notes: str
+
+
+def drain_directory(order: WorkOrder) -> Path:
+    """Where driver and workers of a job agree on its end."""
+    return Path(order.notes).with_name("drain")
 
 
 def reject_of(row: Row, commits: Kind, code: str, reason: str, attempts: int = 1) -> Reject:

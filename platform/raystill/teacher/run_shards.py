@@ -9,10 +9,11 @@ from raystill.errors import EnvironmentFault
 from raystill.run.events import EventLog
 from raystill.run.ray_data import original_errors, ray_data_settings
 from raystill.teacher.build_engine import EngineBlueprint, expected_rows_in_flight
+from raystill.teacher.drain import Drain, drained_on_signals
 from raystill.teacher.pool import Pool, engine_range
 from raystill.teacher.progress import Progress, follow
 from raystill.teacher.row_order import mark_tail
-from raystill.teacher.row_work import WorkOrder
+from raystill.teacher.row_work import WorkOrder, drain_directory
 from raystill.teacher.shards import Shard
 
 # As often as the notes of an engine's deaths allow.
@@ -48,7 +49,11 @@ def run_shards(
     engines = most if least == most else f"{least} to {most}"
     events.emit("engine_starting", engine=blueprint.facts.engine, engines=engines)
     marked = mark_tail(shards, progress.capacity)
-    with ray_data_settings(streams_records=True), original_errors(_died(blueprint)):
+    with (
+        drained_on_signals(Drain(drain_directory(order))),
+        ray_data_settings(streams_records=True),
+        original_errors(_died(blueprint)),
+    ):
         records = pool.iter_records(ShardWorker, marked, blueprint=blueprint, order=order)
         deque(follow(records, progress, events), maxlen=0)
     return progress

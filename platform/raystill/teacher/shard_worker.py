@@ -30,9 +30,10 @@ from raystill.store.records import Reject
 from raystill.store.writer import PartWriter
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
 from raystill.teacher.death_notes import DeathNotes
+from raystill.teacher.drain import Drain
 from raystill.teacher.errors import EngineDiedError, EngineRowError
 from raystill.teacher.row_gate import RowGate
-from raystill.teacher.row_work import Answer, Row, WorkOrder, drop_committed, reject_of
+from raystill.teacher.row_work import Answer, Row, WorkOrder, drain_directory, drop_committed, reject_of
 from raystill.teacher.shards import Shard, shards_from_table
 
 PROGRESS_SCHEMA = pa.schema(
@@ -63,6 +64,20 @@ class _Tally:
         return pa.table([[value] for value in news], schema=PROGRESS_SCHEMA) if any(news) else None
 
 
+@dataclass
+class _OpenShard:
+    """A shard of which rows are in flight: its tasks, those that are done, and outcomes without a commit."""
+
+    partition: int
+    done: _DoneRows = field(default_factory=asyncio.Queue)
+    finished: list[Answer | Reject] = field(default_factory=list)
+
+    def take_finished(self) -> list[Answer | Reject]:
+        """The outcomes that are to be committed now; nobody else will."""
+        finished, self.finished = self.finished, []
+        return finished
+
+
 class ShardWorker:
     """A Ray Data UDF: blocks of shard descriptors in, progress records out, parts on the disk."""
 
@@ -81,6 +96,7 @@ class ShardWorker:
         # Not started here: what an actor's constructor raises reaches the driver as text only.
         self._starting: Future[None] | None = None
         self._is_dying = False
+        self._open: list[_OpenShard] = []
         self._start_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -122,6 +138,7 @@ class ShardWorker:
             self._engine.rows_in_flight, blame.suspects, blame.group, self._notes.clear_suspects
         )
         self._order.work.prepare()
+        Drain(drain_directory(self._order)).join(self._name, self._drain)
         # A thread of its own: it must see a stall that holds up the loop as well.
         threading.Thread(
             target=self._watch, args=(vllm.stall_timeout_s,), name="teacher-watch", daemon=True
@@ -135,27 +152,39 @@ class ShardWorker:
 
     async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
         rows = await self._in_commit_thread(self._load, shard)
-        done: _DoneRows = asyncio.Queue()
+        own = _OpenShard(shard.partition)
         tasks = [asyncio.create_task(self._run_row(row, self._rank(shard, row))) for row in rows]
         for task in tasks:
-            task.add_done_callback(done.put_nowait)
-        finished: list[Answer | Reject] = []
+            task.add_done_callback(own.done.put_nowait)
         committed_at = time.monotonic()
         left = len(tasks)
+        self._open.append(own)
         try:
             while left:
-                for task in await _next_done(done):
+                for task in await _next_done(own.done):
                     outcome = task.result()
                     left -= 1
-                    finished.append(outcome)
+                    own.finished.append(outcome)
                     _count(outcome, tally)
                 waited = time.monotonic() - committed_at
-                if finished and (not left or (waited > _COMMIT_SECONDS and _has_answer(finished))):
-                    await self._in_commit_thread(self._commit, shard.partition, finished)
-                    finished, committed_at = [], time.monotonic()
+                if not left or (waited > _COMMIT_SECONDS and _has_answer(own.finished)):
+                    await self._in_commit_thread(self._commit, own.partition, own.take_finished())
+                    committed_at = time.monotonic()
         finally:
+            self._open.remove(own)
             for task in tasks:
                 task.cancel()
+
+    def _drain(self) -> None:
+        """Commit every row that is done, whatever else its shard waits for. For a thread of its own."""
+        asyncio.run_coroutine_threadsafe(self._commit_open(), self._loop).result()
+
+    async def _commit_open(self) -> None:
+        self._gate.close()
+        for shard in list(self._open):
+            finished = shard.take_finished()
+            if _has_answer(finished):
+                await self._in_commit_thread(self._commit, shard.partition, finished)
 
     def _rank(self, shard: Shard, row: Row) -> tuple[int, int]:
         """Rows of the job's tail come last, longest first; see `raystill.teacher.row_order`."""
