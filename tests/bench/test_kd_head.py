@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from raystill.bench.kd_head import case_rows
 from raystill.bench.kd_head_sides import (
     DENSE,
@@ -31,12 +29,7 @@ def test_a_row_is_met_only_where_its_goal_is() -> None:
     assert [row.met for row in rows if row.metric == "peak MB"] == [True, False]
 
 
-def test_all_sides_compute_the_same_thing_exactly() -> None:
-    for peer in ("trl", "liger_kernel"):
-        pytest.importorskip(peer)
-    problem = make_problem(CASE)
-    losses = make_losses(problem, compiled=False)
-    values = {side: float(loss().detach()) for side, loss in losses.items()}
-    assert values[DENSE] == pytest.approx(values[TRL], rel=1e-4) == pytest.approx(values[LIGER], rel=1e-4)
-    assert 0 < values[OURS] <= values[DENSE]
-    assert max(measure_errors(CASE).values()) < 1e-5
+def test_both_of_our_sides_are_exact_and_the_coarse_one_is_below() -> None:
+    losses = make_losses(make_problem(CASE), compiled=False)
+    assert 0 < float(losses[OURS]().detach()) <= float(losses[DENSE]().detach())
+    assert max(measure_errors(CASE, (OURS, DENSE)).values()) < 1e-5

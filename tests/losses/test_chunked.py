@@ -16,7 +16,7 @@ from torch import Tensor
 from raystill.errors import ConfigError
 from raystill.losses.chunked import choose_chunk_rows, chunked_loss
 from raystill.losses.loss import Loss
-from raystill.losses.teachers import DenseTeacher, SampledTeacher, Teacher, TopKTeacher
+from raystill.losses.teachers import DenseTeacher, MixedTeacher, SampledTeacher, Teacher, TopKTeacher
 from raystill.losses.terms import (
     DIVERGENCES,
     Divergence,
@@ -74,7 +74,16 @@ def make_signals() -> dict[str, Teacher]:
         "sampled": SampledTeacher(draws_NS, counts_NU / counts_NU.sum(-1, keepdim=True)),
         "larger": DenseTeacher(hidden[:N], weight, bias),
         "smaller": DenseTeacher(hidden[:N], weight[: V - 3], bias[: V - 3], softcap=2.0, scale=1.5),
+        "mixed": mix_teachers(hidden[:N], weight, bias),
     }
+
+
+def mix_teachers(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor) -> MixedTeacher:
+    """Two teachers with shares of their own at every row; the first row has but one of them."""
+    shares_NP = torch.softmax(hidden_ND[:, :2], -1)
+    shares_NP[0] = torch.tensor([0.0, 1.0])
+    parts = (DenseTeacher(hidden_ND, weight_VD, bias_V), DenseTeacher(-hidden_ND, weight_VD[: V + 1]))
+    return MixedTeacher(parts, shares_NP.log())
 
 
 def all_combinations() -> list[tuple[str, LossTerms]]:
@@ -86,7 +95,8 @@ def all_combinations() -> list[tuple[str, LossTerms]]:
         terms = LossTerms(0.3, 0.7, divergence, T, beta=0.3, alpha=0.2, tail=tail)
         with contextlib.suppress(ConfigError):
             refuse_combination(
-                terms, cast(Signal, {"larger": "dense", "smaller": "hidden"}.get(signal, signal))
+                terms,
+                cast(Signal, {"larger": "dense", "smaller": "hidden", "mixed": "dense"}.get(signal, signal)),
             )
             found.append((signal, terms))
     return [*found, ("topk", ENTROPY), ("larger", ENTROPY)]
@@ -121,9 +131,13 @@ def naive_divergence(s: Tensor, t: Tensor, terms: LossTerms) -> Tensor:
 
 def naive_outcomes(row: int, p: Tensor, z: Tensor, teacher: Teacher, tail: str) -> tuple[Tensor, Tensor]:
     """Student's and teacher's probabilities of the outcomes that they are compared over, at temperature 1."""
+    if isinstance(teacher, MixedTeacher):
+        shares = teacher.log_weights_NP[row].exp()
+        parts = [naive_outcomes(row, p, z, part, tail)[1] for part in teacher.parts]
+        return p, sum(share * part for share, part in zip(shares, parts, strict=True))  # type: ignore[return-value]
     if isinstance(teacher, DenseTeacher):
-        assert teacher.bias_V is not None
-        y = (teacher.weight_VD @ teacher.hidden_ND[row] + teacher.bias_V) * teacher.scale
+        y = teacher.weight_VD @ teacher.hidden_ND[row]
+        y = (y if teacher.bias_V is None else y + teacher.bias_V) * teacher.scale
         y = y if teacher.softcap is None else teacher.softcap * torch.tanh(y / teacher.softcap)
         shared = min(len(y), V)
         return torch.softmax(z[:shared], -1), torch.softmax(y[:shared], -1)
@@ -133,6 +147,7 @@ def naive_outcomes(row: int, p: Tensor, z: Tensor, teacher: Teacher, tail: str) 
         others = torch.ones_like(p, dtype=torch.bool)
         others[ids] = False
         return torch.cat([p[ids], p[others].sum().reshape(1)]), torch.cat([weights, weights.new_zeros(1)])
+    assert isinstance(teacher, TopKTeacher)
     ids = teacher.ids_NK[row]
     others = torch.ones_like(p, dtype=torch.bool)
     others[ids] = False

@@ -137,3 +137,11 @@ def test_rows_without_the_tier_are_left_out_and_counted(world: Any, rows: Any) -
     counts = world.train(config)["counts"]
     assert counts["left_out_unscored"] > 0
     assert counts["rows_read"] + counts["left_out_unscored"] == sum(row.split == "train" for row in rows)
+
+
+def test_kd_with_cross_entropy_alone_is_sft_bit_for_bit(world: Any) -> None:
+    alone = {"kl_weight": 0.0, "ce_weight": 1.0}
+    config = world.config(train={"sft": {"dataset": {"seed": 42}}}, losses=alone)
+    world.train(config, "sft")
+    world.train(config, "distill")
+    assert world.weights(config, "sft") == world.weights(config, "distill")

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,9 @@ from raystill.errors import EnvironmentFault
 
 OURS, DENSE = "stored top 64", "dense teacher"
 TRL, LIGER = "trl 1.16 chunked", "liger 0.8.5 chunked"
+SIDES = (OURS, DENSE, TRL, LIGER)
+# Far above rounding, far below another divergence.
+_SAME_FUNCTION = 1e-2
 _NUM_LOGPROBS = 64
 # Few rows, so that logits in float64 fit anywhere.
 _CHECKED_ROWS = 16
@@ -146,17 +149,25 @@ def gradients(problem: Problem, loss: Any) -> tuple[Any, Any]:
     return hidden, head
 
 
-def measure_errors(case: Case) -> dict[str, float]:
-    """Relative error of every side's gradients against float64, on a few rows: the larger of the two."""
+def measure_errors(case: Case, sides: Sequence[str] = SIDES) -> dict[str, float]:
+    """Relative error of each side's gradients against float64, on a few rows: the larger of the two.
+
+    Raises EnvironmentFault for a side that computes something else.
+    """
     import torch
 
     problem = make_problem(Case(_CHECKED_ROWS, case.hidden_size, case.vocab_size))
     exact = {side: _exact_gradients(problem, sparse=side == OURS) for side in (OURS, DENSE)}
     errors = {}
-    for side, loss in make_losses(problem, compiled=False).items():
-        pairs = zip(gradients(problem, loss()), exact[OURS if side == OURS else DENSE], strict=True)
+    losses = make_losses(problem, compiled=False)
+    for side in sides:
+        pairs = zip(gradients(problem, losses[side]()), exact[OURS if side == OURS else DENSE], strict=True)
         found = [torch.linalg.norm(a.double() - b) / torch.linalg.norm(b) for a, b in pairs]
         errors[side] = float(max(found))
+        if not errors[side] < _SAME_FUNCTION:
+            raise EnvironmentFault(
+                f"{side} doesn't compute forward KL: {errors[side]:.1g} off"
+            )
     return errors
 
 
