@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,31 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 def write_snapshot(student: Student, directory: Path, dtype: torch.dtype) -> None:
-    """Write the weights that the student has now; the last file's place is taken by rename."""
+    """Write the weights that the student has now, a tied one under each of its names, and a config to match.
+
+    vLLM keeps a packed copy of a tied head that reloading the embedding doesn't reach. Untied, each matrix is
+    loaded by its own name. Files are replaced by rename.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    config = student.causal_lm.config.to_dict() | {"tie_word_embeddings": False}
+    (directory / "config.json").write_text(json.dumps(config, default=str), encoding="utf-8")
     temporary = directory / f"{WEIGHTS_NAME}.tmp"
     with torch.no_grad():
-        weights = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in iter_weights(student)}
+        weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in iter_weights(student)}
     save_file(weights, temporary, metadata={"format": "pt"})
     temporary.replace(directory / WEIGHTS_NAME)
 
 
 def iter_weights(student: Student) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the whole model, a tied weight once; a LoRA layer's is base + its delta.
+    """Names and values of the whole model, tied ones by all their names; a LoRA layer's is base + delta.
 
     Nothing is merged in place: subtracting a delta again would not give the base back bit for bit.
     """
-    seen: set[int] = set()
     modules: dict[str, Any] = dict(student.causal_lm.named_modules())
     for name, tensor in student.causal_lm.state_dict(keep_vars=True).items():
         owner_name, _, leaf = name.rpartition(".")
         if "lora_" in name or ".original_module" in name:
             continue
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
         value = tensor.detach()
         if leaf == "weight" and owner_name.endswith(".base_layer"):
             layer = modules[owner_name.removesuffix(".base_layer")]

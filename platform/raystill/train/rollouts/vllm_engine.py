@@ -31,15 +31,15 @@ class VllmRollouts:
     def __init__(
         self,
         student: Student,
-        start: Path,
         sampling: RolloutSampling,
         *,
         memory_gib: float,
         num_threads: int,
         scratch: Path,
     ) -> None:
-        """`start` is a checkpoint of the student's shape; weights are handed over through `scratch`, which is
-        overwritten each time and gone after `close`. Raises ConfigError for a 4-bit student.
+        """Weights are handed over through `scratch`, which is overwritten each time and gone after `close`.
+
+        Raises ConfigError for a 4-bit student.
         """
         if is_quantized(student.causal_lm):
             raise ConfigError(
@@ -48,7 +48,6 @@ class VllmRollouts:
                 fix="set it to transformers, or train on weights that aren't quantised",
             )
         self._student = student
-        self._start_from = start
         self._sampling = sampling
         self._memory_gib = memory_gib
         self._num_threads = num_threads
@@ -57,10 +56,11 @@ class VllmRollouts:
 
     def refresh(self) -> None:
         """Hand over the weights that train now. Raises EnvironmentFault where vLLM can't take them."""
+        write_snapshot(self._student, self._scratch, self._dtype)
         if self._process is None:
             self._start()
-        write_snapshot(self._student, self._scratch, self._dtype)
-        self._ask({"op": "reload", "path": str(self._scratch.resolve())})
+        else:
+            self._ask({"op": "reload", "path": str(self._scratch.resolve())})
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Int32Array]:
         """Sampled completions, in the order of `requests`."""
@@ -123,7 +123,7 @@ class VllmRollouts:
             {
                 "op": "start",
                 "arguments": {
-                    "model": str(self._start_from.resolve()),
+                    "model": str(self._scratch.resolve()),
                     "skip_tokenizer_init": True,
                     "generation_config": "vllm",
                     "dtype": str(self._dtype).removeprefix("torch."),

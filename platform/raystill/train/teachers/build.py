@@ -135,7 +135,6 @@ def _build_engine(
         return TransformersRollouts(student, sampling, settings.precision)
     return VllmRollouts(
         student,
-        paths.initial_model(settings.stage),
         sampling,
         memory_gib=rollouts.memory_gib,
         num_threads=torch.get_num_threads(),
