@@ -1,5 +1,5 @@
-"""The part of KubeRay's resource definitions (1.6, ray.io/v1) that the manifests use, closed: a key that is not
-written down here is a typo. Pods are Kubernetes' own and checked down to their containers."""
+"""The part of KubeRay's resource definitions (1.6, ray.io/v1) that the manifests use, closed: a key that is
+not written down here is a typo. Pods are Kubernetes' own and checked down to their containers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A job on a real Ray head, submitted by the line that its own file documents."""
+"""Jobs on a real Ray head with token authentication: the documented line, and `raystill submit`."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +22,14 @@ from raystill.run.manifest import load_manifest
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
-ENVIRONMENT = os.environ | {
+TOKEN = "a" * 64
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",  # loopback only; what is tested here is the job
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    "NO_COLOR": "1",
+    "PYTHONPATH": str(ROOT / "platform"),
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
 
@@ -32,7 +40,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """The address of the job server of a one-node cluster."""
     port = free_port()
@@ -62,27 +70,57 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"no Ray dashboard on port {port}")
 
 
-def test_a_submitted_job_runs_its_stage(dashboard: str, tmp_path: Path) -> None:
-    submit = [RAY, "job", "submit", "--address", dashboard, "--working-dir", "."]
-    job = [
-        "python",
-        "jobs/prepare_prompts.py",
-        "--config",
-        "configs/demo.yaml",
-        "--set",
-        f"run.dir={tmp_path}",
-    ]
-    deadline = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            [*submit, "--runtime-env", "cluster/runtime_env.yaml", "--", *job],
-            capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT, cwd=ROOT,
-        )  # fmt: skip
-        # The dashboard answers before the agent that runs jobs does.
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:
-            break
-        time.sleep(1.0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/1] prepare" in done.stdout + done.stderr
+def raystill(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "raystill.cli.main", *arguments],
+        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT | changes, cwd=ROOT,
+    )  # fmt: skip
+
+
+def submit_line(dashboard: str, folder: Path, *more: str) -> list[str]:
+    config = ["--config", "configs/demo.yaml", "--set", f"run.dir={folder}"]
+    return ["submit", "prepare", *config, "--address", dashboard, *more]
+
+
+def test_without_the_token_nothing_is_answered(dashboard: str, tmp_path: Path) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30)
+    assert refused.value.code == 401
+    done = raystill(*submit_line(dashboard, tmp_path), RAY_AUTH_TOKEN="b" * 64)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "token" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_a_job_is_submitted_once_attached_to_and_has_its_own_exit_code(
+    dashboard: str, tmp_path: Path
+) -> None:
+    first = raystill(*submit_line(dashboard, tmp_path, "--no-wait", "--json"))
+    assert first.returncode == 0, first.stderr
+    again = raystill(*submit_line(dashboard, tmp_path))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "[1/1] prepare" in again.stdout
+    name = json.loads(first.stdout)["submission_id"]
+    listed = json.loads(raystill("jobs", "--address", dashboard, "--json").stdout)["jobs"]
+    assert [job["submission_id"] for job in listed if job["run"] == "demo"] == [name]
+    assert f"attached to {name}" in again.stderr and listed[-1]["status"] == "SUCCEEDED"
     manifest = load_manifest(tmp_path / "demo" / "prompts")
     assert manifest is not None and manifest.counts["kept"] > 0
+    # What it says of itself after its end, and a failing job's own code instead of Ray's 1.
+    assert "prepare" in raystill("logs", "demo", "--address", dashboard).stdout
+    missing = raystill(
+        *submit_line(dashboard, tmp_path, "--set", "run.name=broken"),
+        "--set", "prompts.sources.0.path=/nowhere.jsonl",
+    )  # fmt: skip
+    assert missing.returncode == 3, missing.stdout + missing.stderr
+    assert "/nowhere.jsonl" in missing.stdout
+
+
+def test_the_documented_line_of_a_job_file_works(dashboard: str, tmp_path: Path) -> None:
+    job = ["python", "jobs/prepare_prompts.py", "--config", "configs/demo.yaml"]
+    done = subprocess.run(
+        [RAY, "job", "submit", "--address", dashboard, "--working-dir", ".",
+         "--runtime-env", "cluster/runtime_env.yaml", "--", *job, "--set", f"run.dir={tmp_path}"],
+        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_manifest(tmp_path / "demo" / "prompts") is not None

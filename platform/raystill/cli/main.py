@@ -11,14 +11,17 @@ import typer
 
 from raystill.cli.arguments import expand_config_option
 from raystill.cli.bench_command import bench
+from raystill.cli.check_command import check
 from raystill.cli.checkpoint_commands import checkpoints_app
 from raystill.cli.config_commands import config_app
 from raystill.cli.generate_command import generate
+from raystill.cli.job_commands import jobs, logs, resume, stop, submit
 from raystill.cli.plan_command import plan
 from raystill.cli.run_commands import STAGE_HELP, make_stage_command, run
 from raystill.cli.status_command import status
 from raystill.cli.store_commands import store_app
 from raystill.cli.terminal import LOG, error_json, print_json, print_problems
+from raystill.cli.tune_command import tune
 from raystill.errors import EXIT_INTERRUPTED, RaystillError
 
 EPILOG = (
@@ -39,8 +42,12 @@ def build_app() -> typer.Typer:
     app.command("run")(run)
     for name in STAGE_HELP:
         app.command(name)(generate if name == "generate" else make_stage_command(name))
+    app.command("tune")(tune)
     app.command("plan")(plan)
+    app.command("check")(check)
     app.command("status")(status)
+    for command in (submit, jobs, logs, stop, resume):
+        app.command(command.__name__)(command)
     app.add_typer(config_app, name="config")
     app.add_typer(store_app, name="store")
     app.add_typer(checkpoints_app, name="checkpoints")

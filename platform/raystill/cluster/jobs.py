@@ -148,7 +148,7 @@ class JobServer:
                     runtime_env=runtime_env,
                     metadata={"run": run, "step": step},
                 )
-            except (RuntimeError, ConnectionError) as error:
+            except (RuntimeError, OSError) as error:
                 if "already exists" in str(error):  # somebody else was faster by a moment
                     return self.find(submission_id), False
                 # The job server answers before the agent that starts jobs does.
@@ -217,10 +217,11 @@ def _describe(details: Any) -> Job:
 def _translated(address: str) -> Iterator[None]:
     import aiohttp
     import requests
+    from ray.exceptions import RayError
 
     try:
         yield
-    except (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError) as error:
+    except (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError, RayError) as error:
         raise _remote(address, error) from error
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raystill.cluster.demand import Demand, find_unmet, local_capacity, stage_demand
 from raystill.cluster.endpoint_cost import estimate_cost_usd, estimate_seconds
 from raystill.cluster.kd_source import PlannedSource, plan_kd_source
 from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
+from raystill.cluster.rates import load_rates, machine_name, rate_key
 from raystill.cluster.workload import Workload, estimate_workload
 from raystill.config.schema import Config
 from raystill.config.training import DistillationSection, SftSection
@@ -73,6 +75,7 @@ class Plan:
     seconds: float
     cost_usd: float | None
     unknown: tuple[StageName, ...]
+    demands: tuple[Demand, ...]
     blockers: tuple[Problem, ...]
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
@@ -92,9 +95,14 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
     student = student_parameters(config.student, _vocabulary(config))
     device = _device(config)
     speed = FLOPS[device] * (1 if device == "cuda" else _num_cpus(config))
-    sizing = _Sizing(config, workload, teacher, student, speed)
+    rates = load_rates(paths)
+    sizing = _Sizing(
+        config, workload, teacher, student, speed, machine_name(device, _num_cpus(config)), rates
+    )
     planned = tuple(sizing.plan(stage.name, states[stage.name]) for stage in stages)
     working = [stage for stage in planned if stage.action != "reuse"]
+    asked = (stage_demand(config, stage.name, device) for stage in working)
+    demands = tuple(demand for demand in asked if demand is not None)
     disk = sum(stage.disk_bytes or 0 for stage in working)
     free = _free_disk(paths.root)
     return Plan(
@@ -112,9 +120,10 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         seconds=sum(stage.seconds or 0.0 for stage in working),
         cost_usd=estimate_cost_usd(config, workload),
         unknown=tuple(stage.name for stage in working if None in (stage.seconds, stage.disk_bytes)),
-        blockers=(*blockers, *_refusals(planned, paths)),
+        demands=demands,
+        blockers=(*blockers, *_refusals(planned, paths), *_unmet(config, demands)),
         warnings=(*_warnings(config, disk, free), *_size_warnings(config, teacher, student)),
-        assumptions=_assumptions(config, device, workload),
+        assumptions=_assumptions(config, device, workload, sizing.remembered(working)),
     )
 
 
@@ -127,18 +136,37 @@ class _Sizing:
     teacher: int | None
     student: int | None
     speed: float
+    machine: str
+    rates: Mapping[str, float]
 
     def plan(self, name: StageName, state: StageState) -> PlannedStage:
         action = _ACTIONS[state.status]
         if action == "reuse" and state.manifest is not None:
             return PlannedStage(name, action, self._work(name), 0.0, 0)
         operations, disk = self._needs(name)
-        seconds = None if operations is None else STARTUP_SECONDS[name] + operations / self.speed
+        rate = self._rate(name)
+        if operations is None:
+            seconds = None
+        elif rate is not None:  # measured with its start-up
+            seconds = operations / rate
+        else:
+            seconds = STARTUP_SECONDS[name] + operations / self.speed
         if name == "generate" and self.config.teacher.base.from_store is not None:
             seconds, disk = STARTUP_SECONDS["prepare"], 0
         elif name == "generate" and self.config.teacher.closed is not None:
             seconds = estimate_seconds(self.config, self.workload)
         return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
+
+    def remembered(self, stages: Sequence[PlannedStage]) -> list[StageName]:
+        """The stages whose time rests on an earlier run's rate."""
+        return [stage.name for stage in stages if self._rate(stage.name) is not None]
+
+    def _rate(self, name: StageName) -> float | None:
+        """Operations per second of an earlier run with a model of this size on this machine."""
+        parameters = self.teacher if name == "generate" else self.student
+        if name not in ("generate", "sft", "distill") or parameters is None:
+            return None
+        return self.rates.get(rate_key(name, self.machine, parameters))
 
     def steps(self, section: SftSection | DistillationSection | None) -> int | None:
         """Optimizer steps of a training stage."""
@@ -215,7 +243,8 @@ class _Sizing:
         section = self._section(name)
         if section is None or self.student is None:
             return None, None
-        kept = NUM_MILESTONES + self.config.training.checkpoint_cleanup.max_checkpoints
+        cleanup = self.config.training.checkpoint_cleanup
+        kept = NUM_MILESTONES + cleanup.max_checkpoints + cleanup.keep_best
         disk = self.student * TRAINED_BYTES * kept
         if section.peft.lora is not None:
             disk //= 20
@@ -315,11 +344,23 @@ def _size_warnings(config: Config, teacher: int | None, student: int | None) -> 
     return ()
 
 
-def _assumptions(config: Config, device: str, workload: Workload) -> tuple[str, ...]:
+def _unmet(config: Config, demands: Sequence[Demand]) -> list[Problem]:
+    """What this machine can never give; a cluster says so itself once it is joined."""
+    capacity = local_capacity(config)
+    if capacity is None:
+        return []
+    return [problem for demand in demands if (problem := find_unmet(demand, capacity)) is not None]
+
+
+def _assumptions(
+    config: Config, device: str, workload: Workload, remembered: Sequence[StageName]
+) -> tuple[str, ...]:
     where = f"{_num_cpus(config)} CPU cores" if device == "cpu" else "one GPU"
     recent = config.training.checkpoint_cleanup.max_checkpoints
+    measured = [f"time of {', '.join(remembered)}: as fast as in earlier runs here"] if remembered else []
     return (
         *workload.notes,
+        *measured,
         f"time: {FLOPS[device] * (_num_cpus(config) if device == 'cpu' else 1):.0e} useful operations/s on "
         f"{where}, plus start-up of each stage; an order of magnitude, not a promise",
         f"signals: {SIGNAL_BYTES_AT_20:.0f} bytes per completion token at 20 logprobs",

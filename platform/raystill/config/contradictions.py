@@ -28,6 +28,7 @@ from raystill.config.student_init import (
     resolve_max_positions,
     resolve_student_init,
 )
+from raystill.config.tune_contradictions import find_tune_problems
 from raystill.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -368,4 +369,5 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _split,
     find_curation_problems,
     find_grading_problems,
+    find_tune_problems,
 )

@@ -157,6 +157,8 @@ def _block_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     annotation, _ = _unwrapped(annotation, ())
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
+    if get_origin(annotation) is dict:  # keys of the user's own, such as tune.space
+        return None, False
     for part in get_args(annotation):
         block, is_list = _block_of(part)
         if block is not None:

@@ -25,6 +25,7 @@ from raystill.config.output import EvaluationSection, ExportSection
 from raystill.config.section import Section, not_yet
 from raystill.config.teacher import TeacherSection
 from raystill.config.training import TrainSection
+from raystill.config.tune import TuneSection
 
 
 class Config(Section):
@@ -54,6 +55,6 @@ class Config(Section):
     judge: dict[str, Any] | None = not_yet(None, "Judge training.")
     drafter: dict[str, Any] | None = not_yet(None, "Drafter training.")
     qat: dict[str, Any] | None = not_yet(None, "Quantisation-aware training.")
-    tune: dict[str, Any] | None = not_yet(None, "Sweeps.")
+    tune: TuneSection | None = None
     hardware_profiles: dict[str, Any] | None = not_yet(None, "Targets per machine.")
     tracing: dict[str, Any] | None = not_yet(None, "Experiment tracking.")

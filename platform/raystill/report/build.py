@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +25,13 @@ def build_report(paths: RunPaths, config: Config) -> Path:
 
 
 def render_page(facts: ReportFacts) -> str:
-    """The whole page. Its policy allows its own style sheet and nothing else: no script, image or request."""
+    """The whole page of a run."""
+    sections = (section for build in SECTIONS if (section := build(facts)))
+    return render_document(f"{facts.config.run.name}: distillation report", [render_header(facts), *sections])
+
+
+def render_document(title: str, body: Sequence[Child]) -> str:
+    """A page. Its policy allows its own style sheet and nothing else: no script, image or request."""
     style = (resources.files("raystill.report") / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -34,9 +41,8 @@ def render_page(facts: ReportFacts) -> str:
         tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", {"name": "color-scheme", "content": "light dark"}),
         tag("meta", {"name": "referrer", "content": "no-referrer"}),
-        tag("title", {}, f"{facts.config.run.name}: distillation report"),
+        tag("title", {}, title),
         tag("style", {}, Html(style)),
     ]
-    body = [render_header(facts), *(section for build in SECTIONS if (section := build(facts)))]
     page = tag("html", {"lang": "en"}, tag("head", {}, *head), tag("body", {}, tag("main", {}, join(body))))
     return f"<!DOCTYPE html>\n{page}\n"

@@ -1,0 +1,299 @@
+"""A sweep from beginning to end: refuse what is wrong, search, keep the best, write the table and the page.
+
+The driver holds no state: trials on disk say what is done, so a sweep whose process dies goes on with the
+same command, and its unfinished trials from their newest checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from raystill.cluster.ray_session import ray_session
+from raystill.config.loaded import LoadedConfig
+from raystill.config.schema import Config
+from raystill.config.support import require_supported
+from raystill.config.tune import TuneSection
+from raystill.config.tune_contradictions import resolve_tuned_stage
+from raystill.errors import ConfigError, DataError
+from raystill.run.lock import hold_lock
+from raystill.run.paths import RunPaths
+from raystill.run.publish import discard_directory, make_directory, write_json
+from raystill.run.stage import Stage, changed_keys, config_slice, load_inputs
+from raystill.run.sweep_paths import SweepPaths, TrialPaths
+from raystill.train.settings import TrainStageName
+from raystill.tune.concurrency import Concurrency, choose_concurrency, trial_resources
+from raystill.tune.records import TrialRecord, best_trial, load_trials
+from raystill.tune.space import plan_params
+
+# Answers about a sweep while it runs: its trials as they are on disk.
+Watch = Callable[[list[TrialRecord], Concurrency], None]
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep did. `teacher_rows` counts rows that its trials added to the teacher's store."""
+
+    paths: SweepPaths
+    trials: list[TrialRecord]
+    best: TrialRecord | None
+    best_config: Path | None
+    teacher_rows: int
+    seconds: float
+    concurrency: Concurrency
+    reused: int
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Wall time per trial of this call beyond training: start-up, loading, saving, Ray."""
+        done = [record for record in self.trials if record.train_seconds > 0]
+        if not done:
+            return 0.0
+        return sum(record.seconds - record.train_seconds for record in done) / len(done)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able data; the shape that --json prints."""
+        from raystill.tune.winner import trial_rows
+
+        return {
+            "sweep_dir": str(self.paths.root),
+            "trials": trial_rows(self.trials),
+            "best": None if self.best is None else self.best.number,
+            "best_config": None if self.best_config is None else str(self.best_config),
+            "teacher_rows": self.teacher_rows,
+            "concurrent": self.concurrency.trials,
+            "seconds": round(self.seconds, 3),
+            "overhead_seconds_per_trial": round(self.overhead_seconds, 3),
+            "report": str(self.paths.report),
+        }
+
+
+def tuned_stage(config: Config) -> Stage:
+    """The stage that the sweep's trials train. Raises ConfigError without a `tune` section."""
+    from raystill.train.stage import DISTILL_STAGE, SFT_STAGE
+
+    if config.tune is None:
+        raise ConfigError(
+            "there is no `tune` section",
+            where="tune",
+            fix="add configs/tune/lora_and_losses.yaml to --config",
+        )
+    name = resolve_tuned_stage(config.tune, has_distillation=config.train.distillation is not None)
+    return SFT_STAGE if name == "sft" else DISTILL_STAGE
+
+
+def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None = None) -> SweepResult:
+    """Search; a sweep that is complete already only writes its table and page again.
+
+    Raises DataError where the run has no answers yet or where no trial reported anything, ConfigError where
+    the sweep was begun with other settings (`fresh` replaces it), EnvironmentFault where not one trial fits.
+    """
+    from raystill.tune.page import save_page
+    from raystill.tune.winner import save_table, save_winner
+
+    config = loaded.config
+    stage = tuned_stage(config)
+    tune = cast(TuneSection, config.tune)
+    require_supported(loaded, [stage.name])
+    run = RunPaths.from_config(config)
+    sweep = SweepPaths.of(run, tune.name)
+    started = time.monotonic()
+    with hold_lock(sweep.lock), _sigterm_interrupts():
+        _begin(sweep, stage, config, run, fresh)
+        before = _count_rows(run)
+        earlier = load_trials(sweep)
+        concurrency = _search(config, stage, run, sweep, earlier, watch)
+        records = load_trials(sweep)
+        save_table(sweep, records)
+        best = best_trial(records, tune.mode)
+        best_config = None
+        if best is not None:
+            own = TrialPaths.of_trial(run, sweep, best.number, stage.name)
+            store = str(run.store if not isinstance(run.store, Path) else run.store.absolute())
+            best_config = save_winner(sweep, config, best, own.checkpoints(stage.name), store)
+        result = SweepResult(
+            sweep,
+            records,
+            best,
+            best_config,
+            _count_rows(run) - before,
+            time.monotonic() - started,
+            concurrency,
+            sum(record.outcome != "unfinished" for record in earlier),
+        )
+        save_page(result, tune)
+    if best is None:
+        reasons = "; ".join(f"trial {r.number}: {r.problem}" for r in records if r.problem)
+        raise DataError(
+            "no trial reported its metric", where=str(sweep.root), fix=reasons or "look into the trials' logs"
+        )
+    return result
+
+
+def _begin(sweep: SweepPaths, stage: Stage, config: Config, run: RunPaths, fresh: bool) -> None:
+    """Check inputs and settings; remember what the sweep was begun with."""
+    inputs = load_inputs(stage, config, run)
+    if stage.preflight:
+        stage.preflight(config, run)
+    assert config.tune is not None
+    search = config.tune.model_dump(mode="json", exclude={"max_concurrent", "resources", "max_gb"})
+    origin = {
+        "config": config_slice(config, stage.config_keys) | {"tune": search},
+        "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()},
+    }
+    if fresh:
+        for directory in (sweep.trials, sweep.best, sweep.examples):
+            discard_directory(directory)
+    elif sweep.record.exists():
+        import json
+
+        recorded = json.loads(sweep.record.read_text(encoding="utf-8"))
+        different = changed_keys(recorded["config"], origin["config"])
+        different += changed_keys(recorded["inputs"], origin["inputs"])
+        if different:
+            raise ConfigError(
+                "the sweep was begun with other settings:\n    " + "\n    ".join(different),
+                where=str(sweep.root),
+                fix="restore them, choose another tune.name, or start again with --fresh",
+            )
+    make_directory(sweep.trials)
+    write_json(sweep.record, origin)
+
+
+def _search(
+    config: Config,
+    stage: Stage,
+    run: RunPaths,
+    sweep: SweepPaths,
+    earlier: list[TrialRecord],
+    watch: Watch | None,
+) -> Concurrency:
+    tune = cast(TuneSection, config.tune)
+    planned = tune.num_samples if tune.search == "optuna" else len(plan_params(tune))
+    done = sum(record.outcome != "unfinished" for record in earlier)
+    if done >= planned:
+        return Concurrency(0, "trials")
+    with _environment(), ray_session(config):
+        import ray
+
+        from raystill.train.device import choose_device_type
+
+        available = dict(ray.cluster_resources())
+        device = choose_device_type(config, available.get("GPU", 0.0))
+        if len(ray.nodes()) == 1:
+            available["CPU"] = min(available.get("CPU", 0.0), float(os.cpu_count() or 1))
+        wanted = trial_resources(tune, device)
+        concurrency = choose_concurrency(tune, wanted, available, planned - done)
+        _fit(config, stage, run, sweep, earlier, wanted, device, concurrency, watch)
+    return concurrency
+
+
+def _fit(  # noqa: PLR0913 - one call, one place
+    config: Config,
+    stage: Stage,
+    run: RunPaths,
+    sweep: SweepPaths,
+    earlier: list[TrialRecord],
+    wanted: dict[str, float],
+    device: str,
+    concurrency: Concurrency,
+    watch: Watch | None,
+) -> None:
+    from ray import tune as ray_tune
+
+    from raystill.tune.schedule import TrialSource, build_scheduler
+    from raystill.tune.trial import SweepJob, run_trial
+    from raystill.tune.watching import TrialWatch
+
+    tune = cast(TuneSection, config.tune)
+    finished = [record for record in earlier if record.outcome != "unfinished"]
+    source = TrialSource(tune, sweep, earlier)
+    job = SweepJob(
+        config=config.model_dump_json(),
+        root=str(run.root.absolute()),
+        store=str(run.store if not isinstance(run.store, Path) else run.store.absolute()),
+        sweep=str(sweep.root.absolute()),
+        stage=cast(TrainStageName, stage.name),
+        device=device,
+        hands_on=tune.scheduler == "pbt",
+    )
+    watching = TrialWatch(sweep, run, stage.name, tune, source, concurrency, watch)
+    with tempfile.TemporaryDirectory(prefix="raystill-tune-") as storage:
+        ray_tune.Tuner(
+            ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), dict(wanted)),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=source,
+                scheduler=build_scheduler(tune, finished),
+                num_samples=source.left,
+                max_concurrent_trials=concurrency.trials,
+            ),
+            run_config=ray_tune.RunConfig(
+                name=tune.name,
+                storage_path=storage,
+                failure_config=ray_tune.FailureConfig(max_failures=1),
+                callbacks=[watching],
+                verbose=0,
+            ),
+        ).fit()
+    watching.close()
+
+
+def _count_rows(run: RunPaths) -> int:
+    """Rows that are committed to the run's store."""
+    from raystill.store.commit import load_commits
+    from raystill.store.store import load_store
+
+    store = load_store(run.store)
+    return sum(
+        commit.num_rows
+        for partition in range(store.num_partitions)
+        for commit in load_commits(store, partition, "rows")
+    )
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Ray Tune's settings, read from the driver's environment; the user's own values win."""
+    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (as `ray job stop` sends it) ends the sweep like Ctrl-C; trials go on later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

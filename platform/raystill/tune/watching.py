@@ -1,0 +1,90 @@
+"""The driver's eyes on Ray Tune: results of trials that were ended from outside, disk, and the live table."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.tune import Callback
+
+from raystill.config.tune import TuneSection
+from raystill.run.events import EventLog
+from raystill.run.paths import RunPaths, StageName
+from raystill.run.sweep_paths import SweepPaths, TrialPaths
+from raystill.tune.concurrency import Concurrency
+from raystill.tune.records import TrialRecord, finish_trial, load_trials
+from raystill.tune.retention import tidy_trials
+from raystill.tune.schedule import TrialSource
+
+_LONGEST_REASON = 300
+
+
+class TrialWatch(Callback):  # type: ignore[misc]
+    """Called by Ray Tune in the driver, between its own steps."""
+
+    def __init__(
+        self,
+        sweep: SweepPaths,
+        run: RunPaths,
+        stage: StageName,
+        tune: TuneSection,
+        source: TrialSource,
+        concurrency: Concurrency,
+        watch: Any,
+    ) -> None:
+        """`watch` gets all trials and the concurrency whenever something has changed."""
+        self._sweep, self._run, self._stage, self._tune = sweep, run, stage, tune
+        self._source, self._concurrency, self._watch = source, concurrency, watch
+        self._running: dict[str, float] = {}
+        self._log = EventLog(sweep.log, "tune")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes its state away, and the trials on disk are ours."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins or goes on."""
+        self._running.setdefault(trial.trial_id, time.monotonic())
+        self._log.emit("trial_started", trial=self._source.numbers[trial.trial_id])
+        self._show()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported."""
+        self._show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial is over: by itself, then it wrote its result, or ended by the scheduler."""
+        self._end(trial.trial_id, "stopped", "")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial died, and died again when it was started once more."""
+        text = str(trial.get_error() or "its process died").strip().splitlines()[-1]
+        self._end(trial.trial_id, "failed", text[:_LONGEST_REASON])
+
+    def close(self) -> None:
+        """Close the sweep's log."""
+        self._log.__exit__(None, None, None)
+
+    def _end(self, trial_id: str, outcome: Any, problem: str) -> None:
+        number = self._source.numbers[trial_id]
+        seconds = time.monotonic() - self._running.pop(trial_id, time.monotonic())
+        finish_trial(self._sweep, number, outcome, seconds=round(seconds, 3), problem=problem)
+        records = self._show()
+        own = next(record for record in records if record.number == number)
+        self._log.emit("trial_finished", trial=number, outcome=own.outcome, problem=own.problem)
+        running = {self._source.numbers[other] for other in self._running}
+        paths = {
+            record.number: TrialPaths.of_trial(self._run, self._sweep, record.number, self._stage)
+            for record in records
+        }
+        lost = tidy_trials(self._sweep, records, running, paths, self._tune.mode, self._tune.max_gb)
+        if lost:
+            self._log.emit("checkpoints_deleted", trials=lost, reason="tune.max_gb")
+
+    def _show(self) -> list[TrialRecord]:
+        records = load_trials(self._sweep)
+        if self._watch is not None:
+            self._watch(records, self._concurrency)
+        return records

@@ -1,0 +1,46 @@
+"""What stages ask for, and what is refused because no cluster of this kind can ever give it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raystill.cluster.demand import Capacity, find_unmet, stage_demand
+from raystill.config.schema import Config
+
+GROWN = Capacity({"CPU": 32.0, "GPU": 4.0}, [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}], can_grow=True)
+
+
+def make(**sections: Any) -> Config:
+    return Config.model_validate({"teacher": {"open": {"model": {"name": "t"}}}} | sections)
+
+
+def test_stages_say_what_they_ask_for() -> None:
+    vllm = {"open": {"model": {"name": "t"}}, "vllm": {"num_engines": [1, 4], "tensor_parallel_size": 2}}
+    config = make(teacher=vllm, training={"num_workers": 2, "cpus_per_worker": 3}, train={"sft": {}})
+    generate = stage_demand(config, "generate", "cuda")
+    assert generate is not None and generate.describe() == "1 to 4 engines, each 2 GPU"
+    train = stage_demand(config, "sft", "cuda")
+    assert train is not None and train.describe() == "2 training workers, each 3 CPU, 1 GPU"
+    assert stage_demand(config, "prepare", "cuda") is None
+    closed = make(teacher={"closed": {"model": {"name": "gpt"}}})
+    assert stage_demand(closed, "generate", "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("vllm", "message"),
+    [
+        ({"num_engines": [1, 100]}, None),  # grows as far as it can
+        ({"num_engines": 5}, "5 GPU, and Ray can have at most 4 GPU"),
+        ({"tensor_parallel_size": 2}, "no node can have that much"),
+    ],
+)
+def test_what_a_cluster_can_never_have_is_a_problem(vllm: dict[str, Any], message: str | None) -> None:
+    config = make(teacher={"open": {"model": {"name": "t"}}, "vllm": vllm})
+    demand = stage_demand(config, "generate", "cuda")
+    assert demand is not None
+    problem = find_unmet(demand, GROWN)
+    assert (problem is None) == (message is None)
+    if problem is not None and message is not None:
+        assert message in problem.what and problem.where == "teacher.vllm.num_engines"
