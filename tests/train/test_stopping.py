@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of, verify_checkpoint
 from raystill.errors import EnvironmentFault
-from raystill.train import launch, stopping
+from raystill.train import launch, saving, stopping
 from raystill.train.group import WorkerGroup
 from raystill.train.worker import train_worker
 
@@ -116,3 +117,26 @@ def test_an_interrupted_driver_asks_first_and_waits(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         launch._fit(fit, tail, interrupt, request)
     assert saved.is_set() and not request.exists()
+
+
+def test_a_write_that_fails_is_tried_again_after_old_ones_went(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quota that statvfs doesn't tell: the write at step 15 fails once, with steps 12 to 14 on disk."""
+    config = world.config(training={**STEPS, "save_every": 1})
+    directory = world.paths(config).checkpoints("distill")
+    save, failures = saving.save_checkpoint, []
+
+    def refuse_once(path: Path, step: int, **content: Any) -> Path:
+        if step == 15 and not failures:
+            failures.append([step_of(one) for one in list_checkpoints(directory)])
+            raise EnvironmentFault("the disk is full")
+        return save(path, step, **content)
+
+    monkeypatch.setattr(saving, "save_checkpoint", refuse_once)
+    world.train(config)
+    assert failures == [[2, 5, 10, 12, 13, 14]]
+    found = [step_of(path) for path in list_checkpoints(directory)]
+    assert found == [2, 5, 10, 15, 16, 17, 18, 19, 20]
+    log = [json.loads(line) for line in world.paths(config).run_log.read_text().splitlines()]
+    assert next(line["deleted"] for line in log if line.get("step") == 15) == [12, 13]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from typing import Any
 
 from raystill.checkpoint.background import BackgroundWriter
@@ -11,6 +12,7 @@ from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.relief import make_room
 from raystill.checkpoint.retention import apply_retention
 from raystill.checkpoint.store import TensorGroups, save_checkpoint, step_directory
+from raystill.errors import EnvironmentFault
 from raystill.run.events import EventLog
 from raystill.train.assembly import TrainRun
 
@@ -77,7 +79,12 @@ class CheckpointSaver:
             tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values()
         )
         gone = make_room(self._directory, self.rules, num_bytes, in_use=self._resume_point)
-        path = save_checkpoint(self._directory, step, tensors=tensors, state=state, metrics=metrics)
+        try:
+            path = save_checkpoint(self._directory, step, tensors=tensors, state=state, metrics=metrics)
+        except EnvironmentFault:  # a neighbour was quicker, or a quota that the filesystem doesn't tell
+            only_newest = replace(self.rules, max_recent=1)
+            gone += apply_retention(self._directory, only_newest, in_use=self._resume_point).deleted
+            path = save_checkpoint(self._directory, step, tensors=tensors, state=state, metrics=metrics)
         self._resume_point = {step}
         result = apply_retention(self._directory, self.rules, current=step, in_use=self._resume_point)
         with EventLog(self._run.job.paths.run_log, self._run.job.stage) as events:
