@@ -232,6 +232,7 @@ class RowEncoder:
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self.lengths = RowLengths(max_tokens)
+        self._reads_signals = settings.reads_stored_signals
         self._tokenised: dict[str, tuple[Int32Array, Int32Array]] = {}
         self.counts: Counter[str] = Counter()
         # Signals by row key, where they aren't a top k.
@@ -287,7 +288,7 @@ class RowEncoder:
             self.counts["left_out_content_filter"] += 1
             return None
         prompt_ids, completion_ids = self._token_ids(row, redacted)
-        signal = self.tier.get(row.key, row.signal) if self.settings.reads_stored_signals else None
+        signal = self.tier.get(row.key, row.signal) if self._reads_signals else None
         if len(completion_ids) == 0 or len(prompt_ids) + len(completion_ids) < 2:
             self.counts["left_out_empty"] += 1
             return None
@@ -353,7 +354,7 @@ class RowEncoder:
         prompt_ids, completion_ids = self._tokenised.pop(row.key)
         # A completion that ran into its limit has no end: teaching one would teach stopping in mid-sentence.
         ending = [self._chat.turn_end_id] if row.finish_reason == _COMPLETE else []
-        return prompt_ids, np.array([*completion_ids, *ending], dtype=np.int32)
+        return prompt_ids, np.append(completion_ids, np.array(ending, dtype=np.int32))
 
     def _tokenise(self, row: TeacherRow, redacted: str | None) -> None:
         text = row.completion if redacted is None else redacted
