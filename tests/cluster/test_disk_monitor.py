@@ -75,7 +75,7 @@ def test_the_watch_logs_and_warns_while_a_run_goes_on(tmp_path: Path, ray_here: 
     with watch_disks(config, paths, shown.append):
         time.sleep(0.2)
     events = [json.loads(line) for line in paths.run_log.read_text().splitlines()]
-    kinds = [event["event"] for event in events]
+    kinds: list[str] = [event["event"] for event in events]
     assert kinds.count("disk") == 2 and kinds[-1] == "disk"
     assert any("run" in uses for event in events if event["event"] == "disk" for uses in event["free_gb"])
     assert {event["event"] for event in shown} <= {"warning"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raystill.checkpoint.store import list_checkpoints, step_of
+from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of
 from raystill.train.launch import run_training
 from raystill.train.pointers import fresh_attempt, listed_checkpoints, pointer_config
 
@@ -69,6 +69,22 @@ def test_rays_result_lists_what_exists_whatever_happened_before(world: Any, ray_
     again = listed_checkpoints(Result.from_path(str(attempt(world, config))))
     assert [path.name for path in again] == [path.name for path in list_checkpoints(checkpoints)]
     assert world.weights(config) == world.weights(whole)
+
+
+@pytest.mark.ray
+def test_an_interrupt_saves_the_step_that_training_is_at(world: Any, ray_here: None) -> None:
+    config = world.config(training={"steps": 5000, "save_every": 5000, "log_every": 1})
+    world.list_requests(world.paths(config))
+
+    def interrupt(record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, world.paths(config), "distill", interrupt)
+    found = latest_valid(world.paths(config).checkpoints("distill"))
+    assert found.step is not None and 0 < found.step < 500
+    assert not world.paths(config).stop_request("distill").exists()
+    assert not world.paths(config).ray_attempts("distill").exists()
 
 
 def test_an_attempt_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class BackgroundWriter:
             for name, tensor in named.items()
             if (group, name) not in self._buffers
         )
-        return missing * _ROOM < psutil.virtual_memory().available
+        return missing * _ROOM < int(psutil.virtual_memory().available)
 
     def _copy(self, tensors: TensorGroups) -> dict[str, dict[str, torch.Tensor]]:
         copies: dict[str, dict[str, torch.Tensor]] = {}

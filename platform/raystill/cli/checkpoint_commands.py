@@ -141,10 +141,9 @@ def prune(
         print_json({"dry_run": dry_run, "stages": done})
         return
     verb = "would delete" if dry_run else "deleted"
-    for name, one in done.items():
-        steps = ", ".join(map(str, one["delete"])) or "nothing"
-        size = human_bytes(one["size_bytes"])
-        RESULTS.print(f"{name}: {verb} {steps} ({size}); {len(one['keep'])} stay", markup=False)
+    for trained, one in done.items():
+        steps, freed = ", ".join(map(str, one["delete"])) or "nothing", human_bytes(one["size_bytes"])
+        RESULTS.print(f"{trained}: {verb} {steps} ({freed}); {len(one['keep'])} stay", markup=False)
 
 
 @checkpoints_app.command()
