@@ -29,13 +29,13 @@ def evaluate_loss(
     student.network.eval()
     with torch.no_grad():
         batches = plan_evaluation(held_out, settings, group.rank)
+        keep_in_step(student, len(batches), group)
         for rows in batches:
             batch = collate(held_out, rows, student.pad_id, student.device, packed=settings.packed)
             with autocast(student.device, settings.precision):
                 hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
                 loss = objective(hidden_ND, student.head(), batch)
             totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens)
-        keep_in_step(student, len(batches), group)
     reshard(student.network)
     student.network.train()
     sums = named_sums(group.sum_(totals.sums_S))

@@ -51,7 +51,8 @@ def shard_if_needed(student: Student, settings: TrainSettings) -> None:
 
 
 def keep_in_step(student: Student, passes: int, group: WorkerGroup) -> None:
-    """Passes without loss until this worker has made as many as any: each gathers weights from all."""
+    """Make up, with passes that carry no loss, for the `passes` that another worker makes more than this one:
+    each gathers weights from all. Collective; it comes before the passes, which would wait for one another."""
     if is_sharded(student.network):
         for _ in range(group.most(passes, student.device) - passes):
             student.idle_pass()

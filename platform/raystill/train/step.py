@@ -53,6 +53,7 @@ def train_step(
     if settings.balance:
         terms = terms.scaled(state.balance.kd_factor)
     seed_step(settings, state.step, group.rank)
+    keep_in_step(student, len(plan.micro_batches), group)
     for rows in plan.micro_batches:
         with clock.measure("data"):
             batch = collate(examples, rows, student.pad_id, student.device, packed=settings.packed)
@@ -63,7 +64,6 @@ def train_step(
             state.scaler.scale(loss.sum / plan.num_tokens).backward()  # type: ignore[no-untyped-call]
         squares = int((examples.lengths[rows] ** 2).sum())
         totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens, squares)
-    keep_in_step(student, len(plan.micro_batches), group)
     parameters = [p for group_ in state.optimizer.param_groups for p in group_["params"]]
     with clock.measure("reduce"):
         group.sum_gradients(parameters)
