@@ -1,8 +1,9 @@
 """When a worker reports on a shard: after the same numbers of finished rows in every attempt.
 
 Ray hands the shards of a dead actor to its successor, and goes on with the records where those of the first
-attempt ended. To Ray, a second attempt that yields another number of records is an error
-(StreamingGeneratorReplayInconsistentError), so time must not decide how many there are.
+attempt ended. A second attempt that yields fewer can end between a block and its metadata, which Ray Data
+takes for an error of the task ("Above ray.get should raise an exception") and stops: time must not decide
+how many records there are.
 """
 
 from __future__ import annotations
