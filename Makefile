@@ -7,7 +7,10 @@
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from.
 
+# TEST_WORKERS=8 runs the tests in so many processes; those of a file stay in one.
+
 PYTHON ?=
+TEST_WORKERS ?= 2
 VENV := .venv/bin
 
 .PHONY: demo test check bench clean distclean setup setup-dev lock
@@ -22,7 +25,7 @@ demo: setup
 	@$(VENV)/raystill run --config configs/demo.yaml
 
 test: setup-dev
-	@$(VENV)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+	@$(VENV)/python -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: setup-dev
 	$(VENV)/ruff format --check .

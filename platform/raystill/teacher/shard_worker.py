@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from raystill.teacher.build_engine import EngineBlueprint, build_engine
 from raystill.teacher.death_notes import DeathNotes
 from raystill.teacher.drain import Drain
 from raystill.teacher.errors import EngineDiedError, EngineRowError
+from raystill.teacher.milestones import Milestones
 from raystill.teacher.row_gate import RowGate
 from raystill.teacher.row_work import Answer, Row, WorkOrder, drain_directory, drop_committed, reject_of
 from raystill.teacher.shards import Shard, shards_from_table
@@ -39,7 +40,6 @@ from raystill.teacher.shards import Shard, shards_from_table
 PROGRESS_SCHEMA = pa.schema(
     [pa.field("done", pa.int64()), pa.field("rejected", pa.int64()), pa.field("tokens", pa.int64())]
 )
-_REPORT_SECONDS = 1.0
 # Finished rows wait at most so long for the rest of their shard: a crash loses no more paid work than this.
 _COMMIT_SECONDS = 60.0
 _DoneRows = asyncio.Queue[asyncio.Task[Answer | Reject]]
@@ -51,17 +51,18 @@ _ENGINE_DIED = "engine_died"
 class _Tally:
     """A shard's progress; written by the loop, read by the task's thread."""
 
+    milestones: Milestones
     done: int = 0
     rejected: int = 0
     tokens: int = 0
     _reported: tuple[int, int, int] = field(default=(0, 0, 0))
 
-    def take_news(self) -> pa.Table | None:
+    def take_news(self) -> pa.Table:
         """What is new since the last call, as one record."""
         now = (self.done, self.rejected, self.tokens)
         news = [after - before for after, before in zip(now, self._reported, strict=True)]
         self._reported = now
-        return pa.table([[value] for value in news], schema=PROGRESS_SCHEMA) if any(news) else None
+        return pa.table([[value] for value in news], schema=PROGRESS_SCHEMA)
 
 
 @dataclass
@@ -100,7 +101,7 @@ class ShardWorker:
         self._start_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Do the shards of a block; yields what is new about once a second.
+        """Do the shards of a block; yields what is new at the start, at each milestone and at the end.
 
         Raises what `build_engine` and a commit raise. Where the engine has died, so does this process: Ray
         starts both again.
@@ -110,15 +111,14 @@ class ShardWorker:
                 self._starting = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
         self._starting.result()
         for shard in shards_from_table(block):
-            yield pa.table([[0], [0], [0]], schema=PROGRESS_SCHEMA)
-            tally = _Tally()
+            tally = _Tally(Milestones(shard.num_rows))
+            yield tally.take_news()
             running = asyncio.run_coroutine_threadsafe(self._run_shard(shard, tally), self._loop)
-            while not wait([running], timeout=_REPORT_SECONDS).done:
-                if (news := tally.take_news()) is not None:
-                    yield news
+            running.add_done_callback(tally.milestones.end)
+            for _ in tally.milestones.wait_each():
+                yield tally.take_news()
             self._finish(running)
-            if (news := tally.take_news()) is not None:
-                yield news
+            yield tally.take_news()
 
     def _finish(self, running: Future[None]) -> None:
         try:
@@ -152,6 +152,7 @@ class ShardWorker:
 
     async def _run_shard(self, shard: Shard, tally: _Tally) -> None:
         rows = await self._in_commit_thread(self._load, shard)
+        tally.milestones.advance(shard.num_rows - len(rows))
         own = _OpenShard(shard.partition)
         tasks = [asyncio.create_task(self._run_row(row, self._rank(shard, row))) for row in rows]
         for task in tasks:
@@ -260,3 +261,4 @@ def _count(outcome: Answer | Reject, tally: _Tally) -> None:
         tally.tokens += outcome.num_tokens
     else:
         tally.rejected += 1
+    tally.milestones.advance(1)

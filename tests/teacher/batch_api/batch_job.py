@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,4 +129,6 @@ def messages_of(text: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    # A shell that starts the tests in the background has its children ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     BatchJob(**json.loads(sys.argv[1])).run()

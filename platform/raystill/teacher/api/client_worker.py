@@ -11,7 +11,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from raystill.teacher.api.identify import require_closed_teacher
 from raystill.teacher.api.ledger import RiskEntry, RiskLedger
 from raystill.teacher.api.outcomes import Failure
 from raystill.teacher.engine import Generation
+from raystill.teacher.milestones import Milestones
 from raystill.teacher.row_work import GenerateWork, Row
 from raystill.teacher.shards import Shard, shards_from_table
 from raystill.text.chat import load_chat_format
@@ -49,7 +50,6 @@ RECORD_SCHEMA = pa.schema(
         *ERROR_FIELDS,
     ]
 )
-_REPORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,10 @@ class _Tally:
             for name, amount in amounts.items():
                 self._news[name] += amount
 
-    def take(self, error: RaystillError | None = None, *, always: bool = False) -> pa.Table | None:
+    def take(self, error: RaystillError | None = None) -> pa.Table:
         """What is new since the last call, as one record."""
         with self._lock:
             news, self._news = self._news, dict.fromkeys(self._news, 0)
-        if not (always or error or any(news.values())):
-            return None
         values = {**{name: [news[name]] for name in (*COUNTERS, *COSTS)}, **error_columns(error)}
         return pa.table(values, schema=RECORD_SCHEMA)
 
@@ -112,7 +110,7 @@ class ClientWorker:
         self._is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Do the shards of a block; yields what is new about twice a second, an error as its last record."""
+        """Do the shards of a block; yields what is new at each milestone, an error as the last record."""
         with self._start_lock:
             if self._starting is None:
                 self._starting = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
@@ -121,19 +119,15 @@ class ClientWorker:
         except RaystillError as error:
             self._error = error
         for shard in shards_from_table(block):
-            yield self._record(always=True)
+            yield self._tally.take()
             if self._error is None:
-                running = asyncio.run_coroutine_threadsafe(self._run_shard(shard), self._loop)
-                while not wait([running], timeout=_REPORT_SECONDS).done:
-                    if (news := self._tally.take()) is not None:
-                        yield news
+                milestones = Milestones(shard.num_rows)
+                running = asyncio.run_coroutine_threadsafe(self._run_shard(shard, milestones), self._loop)
+                running.add_done_callback(milestones.end)
+                for _ in milestones.wait_each():
+                    yield self._tally.take()
                 running.result()
-            yield self._record(self._error)
-
-    def _record(self, error: RaystillError | None = None, *, always: bool = True) -> pa.Table:
-        record = self._tally.take(error, always=always)
-        assert record is not None
-        return record
+            yield self._tally.take(self._error)
 
     async def _start(self) -> None:
         blueprint = self._blueprint
@@ -158,11 +152,14 @@ class ClientWorker:
         )
         self._slots = asyncio.Semaphore(max(1, self._engine.rows_in_flight // blueprint.num_clients))
 
-    async def _run_shard(self, shard: Shard) -> None:
+    async def _run_shard(self, shard: Shard, milestones: Milestones) -> None:
         self._active_shards += 1
         try:
             rows = await self._on_disk(self._load, shard)
+            milestones.advance(shard.num_rows - len(rows))
             tasks = [asyncio.create_task(self._run_row(row)) for row in rows]
+            for task in tasks:
+                task.add_done_callback(lambda _: milestones.advance(1))
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         except RaystillError as error:
             await self._stop(error)
