@@ -24,7 +24,6 @@ FRESH = [
         (["train.sft.dataset.train_batched=false", *FRESH], "train.sft.dataset.train_batched", {"sft"}),
         (["export.onnx={opset: 19}"], "export.onnx", {"export"}),
         (["judge={lengths: [1]}"], "judge", set(ALL)),
-        (["tune={}"], "tune", set(ALL)),
         ([], "student", {"sft", "distill"}),
         (["assistant.model.name=y"], "student", {"distill"}),
     ],

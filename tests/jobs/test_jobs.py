@@ -67,7 +67,7 @@ def test_the_documented_command_of_the_first_seed_loads_and_plans() -> None:
     assert "distill" in done.stdout
 
 
-@pytest.mark.parametrize("name", [*STAGE_JOBS, "run_pipeline"])
+@pytest.mark.parametrize("name", [*STAGE_JOBS, "run_pipeline", "tune_training"])
 def test_the_submit_line_is_right(name: str) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8"))) or ""
     line = docstring.partition("ray job submit")[2].partition("\n\n")[0].replace("\\\n", " ")

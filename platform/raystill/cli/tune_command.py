@@ -134,10 +134,10 @@ def _print_result(result: SweepResult, config: Config) -> None:
             RESULTS.print(f"trial {record.number}: {record.problem}", markup=False)
     RESULTS.print()
     if result.reused:
-        RESULTS.print(f"{result.reused} trials were finished already")
+        RESULTS.print(f"{len(result.reused)} trials were finished already")
     RESULTS.print(
         f"{len(ordered)} trials in {human_seconds(result.seconds)}, {result.concurrency.trials} at once "
-        f"(limit: {result.concurrency.limit}); beyond training {result.overhead_seconds:.1f} s per trial"
+        f"(limit: {result.concurrency.limit}); {result.overhead_seconds:.1f} s per trial around the trials"
     )
     RESULTS.print(
         f"teacher: {result.teacher_rows} rows generated; every trial trained from the stored answers"

@@ -12,6 +12,7 @@ from raystill.config.keys import find_key, nearest_keys
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_source import resolve_signal_source
 from raystill.config.tune import Distribution, TuneSection
+from raystill.config.tuned_stage import resolve_tuned_stage
 from raystill.errors import Problem
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint")
@@ -50,13 +51,6 @@ def find_tune_problems(loaded: LoadedConfig) -> Iterator[Problem]:
             problem = next(_values(loaded, path, distribution), None)
         if problem is not None:
             yield Problem(problem[0], where, problem[1])
-
-
-def resolve_tuned_stage(tune: TuneSection, *, has_distillation: bool) -> str:
-    """The stage that a sweep trains."""
-    if tune.stage != "auto":
-        return tune.stage
-    return "distill" if has_distillation else "sft"
 
 
 def given_values(distribution: Distribution) -> tuple[str, list[Any]]:

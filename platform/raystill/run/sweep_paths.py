@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from raystill.run.paths import RunPaths, StageName
@@ -68,7 +68,7 @@ class SweepPaths:
         return self.root / "report.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialPaths(RunPaths):
     """A run's paths as one trial sees them: its own stage directory, everything else the run's."""
 
@@ -79,7 +79,8 @@ class TrialPaths(RunPaths):
     @classmethod
     def of_trial(cls, run: RunPaths, sweep: SweepPaths, number: int, stage: StageName) -> TrialPaths:
         """The paths of trial `number`, which trains `stage`."""
-        return cls(run.root, run.store, sweep.trial(number), stage, sweep.examples)
+        shared = {field.name: getattr(run, field.name) for field in fields(RunPaths)}
+        return cls(**shared, trial=sweep.trial(number), tuned=stage, examples=sweep.examples)
 
     def stage_dir(self, stage: StageName) -> Path:
         """The trial's directory for the stage that it trains, the run's for every other."""

@@ -6,6 +6,8 @@ same command, and its unfinished trials from their newest checkpoints.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import tempfile
@@ -23,7 +25,7 @@ from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.tune import TuneSection
-from raystill.config.tune_contradictions import resolve_tuned_stage
+from raystill.config.tuned_stage import resolve_tuned_stage
 from raystill.errors import ConfigError, DataError
 from raystill.run.lock import hold_lock
 from raystill.run.paths import RunPaths
@@ -60,15 +62,17 @@ class SweepResult:
     teacher_rows: int
     seconds: float
     concurrency: Concurrency
-    reused: int
+    reused: frozenset[int]
 
     @property
     def overhead_seconds(self) -> float:
-        """Wall time per trial of this call beyond training: start-up, loading, saving, Ray."""
-        done = [record for record in self.trials if record.train_seconds > 0]
-        if not done:
+        """Time per trial of this call outside of trials: Ray's start, processes, waiting for the next."""
+        done = self.trials[:0] if self.concurrency.trials == 0 else self.trials
+        fresh = [record for record in done if record.number not in self.reused]
+        if not fresh:
             return 0.0
-        return sum(record.seconds - record.train_seconds for record in done) / len(done)
+        busy = sum(record.seconds for record in fresh) / self.concurrency.trials
+        return max(0.0, self.seconds - busy) / len(fresh)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able data; the shape that --json prints."""
@@ -138,7 +142,7 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
             _count_rows(run) - before,
             time.monotonic() - started,
             concurrency,
-            sum(record.outcome != "unfinished" for record in earlier),
+            frozenset(record.number for record in earlier if record.outcome != "unfinished"),
         )
         save_page(result, tune)
     if best is None:
@@ -164,8 +168,6 @@ def _begin(sweep: SweepPaths, stage: Stage, config: Config, run: RunPaths, fresh
         for directory in (sweep.trials, sweep.best, sweep.examples):
             discard_directory(directory)
     elif sweep.record.exists():
-        import json
-
         recorded = json.loads(sweep.record.read_text(encoding="utf-8"))
         different = changed_keys(recorded["config"], origin["config"])
         different += changed_keys(recorded["inputs"], origin["inputs"])
@@ -224,6 +226,7 @@ def _fit(  # noqa: PLR0913 - one call, one place
     from raystill.tune.trial import SweepJob, run_trial
     from raystill.tune.watching import TrialWatch
 
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses logs that nobody asked for
     tune = cast(TuneSection, config.tune)
     finished = [record for record in earlier if record.outcome != "unfinished"]
     source = TrialSource(tune, sweep, earlier)
