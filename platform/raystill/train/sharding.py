@@ -51,7 +51,7 @@ def shard_if_needed(student: Student, settings: TrainSettings) -> None:
 
 
 def keep_in_step(student: Student, passes: int, group: WorkerGroup) -> None:
-    """Make up, with passes that carry no loss, for the `passes` that another worker makes more than this one:
+    """Make up, by passes without loss, for those that another worker makes beyond the `passes` of this one:
     each gathers weights from all. Collective; it comes before the passes, which would wait for one another."""
     if is_sharded(student.network):
         for _ in range(group.most(passes, student.device) - passes):
