@@ -52,7 +52,7 @@ def shard_if_needed(student: Student, settings: TrainSettings) -> None:
 
 def keep_in_step(student: Student, passes: int, group: WorkerGroup) -> None:
     """Make up, by passes without loss, for those that another worker makes beyond the `passes` of this one:
-    each gathers weights from all. Collective; it comes before the passes, which would wait for one another."""
+    each gathers weights from all. Collective; called before the passes, or workers would wait forever."""
     if is_sharded(student.network):
         for _ in range(group.most(passes, student.device) - passes):
             student.idle_pass()
