@@ -11,6 +11,7 @@ from rich.table import Table
 from raystill.cli.arguments import ConfigFiles, Debug, DryRun, Fresh, Json, Overrides, load_from_options
 from raystill.cli.environment import quiet_libraries
 from raystill.cli.terminal import LOG, RESULTS, human_seconds, make_table, print_json, print_table
+from raystill.report.parallel import shorten
 
 if TYPE_CHECKING:
     from raystill.config.schema import Config
@@ -108,16 +109,6 @@ def trial_table(title: str, records: list[TrialRecord], paths: list[str], metric
             )
         )
     return make_table(title, columns, rows)
-
-
-def shorten(path: str, among: list[str]) -> str:
-    """The shortest end of a dotted key that no other key of the space has."""
-    parts = path.split(".")
-    for count in range(1, len(parts) + 1):
-        end = ".".join(parts[-count:])
-        if sum(other == end or other.endswith(f".{end}") for other in among) == 1:
-            return end
-    return path
 
 
 def _print_result(result: SweepResult, config: Config) -> None:

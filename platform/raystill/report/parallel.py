@@ -38,20 +38,30 @@ def parallel_coordinates(names: Sequence[str], paths: Sequence[Path], *, title: 
             tag("line", {"class": "axis-line", "x1": x, "x2": x, "y1": _TOP, "y2": _HEIGHT - _BOTTOM})
         )
         head = {"class": "tick", "x": x, "y": 16 if index % 2 else 28, "text-anchor": "middle"}
-        body.append(tag("text", head, _short(name)))
+        body.append(tag("text", head, _short(shorten(name, names))))
         for label, share in scale.ticks():
             place = {"class": "tick", "x": x - 6, "y": _y(share) + 4, "text-anchor": "end"}
             body.append(tag("text", place, label))
     for path in paths:
         points = [
-            f"{_SIDE + index * _BETWEEN:.1f} {_y(share):.1f}"
+            f"{_SIDE + index * _BETWEEN:.1f} {_y(height):.1f}"
             for index, value in enumerate(path.values)
-            if (share := scales[index].share(value)) is not None
+            if (height := scales[index].share(value)) is not None
         ]
         course = {"class": f"curve {path.css}", "d": "M" + "L".join(points)}
         body.append(tag("path", course, tag("title", {}, path.label)))
     size = {"viewBox": f"0 0 {width:.0f} {_HEIGHT:.0f}", "role": "img", "class": "chart"}
     return tag("figure", {}, tag("svg", size, *body))
+
+
+def shorten(path: str, among: Sequence[str]) -> str:
+    """The shortest end of a dotted key that no other key of the space has."""
+    parts = path.split(".")
+    for count in range(1, len(parts) + 1):
+        end = ".".join(parts[-count:])
+        if sum(other == end or other.endswith(f".{end}") for other in among) == 1:
+            return end
+    return path
 
 
 class _Scale:

@@ -81,7 +81,7 @@ def _build_pbt(tune: TuneSection) -> PopulationBasedTraining:
     )
 
 
-class TrialSource(Searcher):
+class TrialSource(Searcher):  # type: ignore[misc]
     """Says what the next trial is: unfinished ones of earlier processes first, then new ones.
 
     Every trial is written down before Ray Tune hears of it, so a sweep whose process is killed goes on with
@@ -166,9 +166,11 @@ class _Optuna:
                 self.choices[path] = values
                 space[path] = optuna.distributions.CategoricalDistribution(list(range(len(values))))
             elif kind == "randint":
-                space[path] = optuna.distributions.IntDistribution(*values)
+                low, high = values
+                space[path] = optuna.distributions.IntDistribution(low, high)
             else:
-                space[path] = optuna.distributions.FloatDistribution(*values, log=kind == "loguniform")
+                low, high = values
+                space[path] = optuna.distributions.FloatDistribution(low, high, log=kind == "loguniform")
         self._search = OptunaSearch(space, metric=SCORE, mode=tune.mode, seed=tune.seed)
 
     def remember(self, record: TrialRecord) -> None:

@@ -32,7 +32,7 @@ def plan_params(tune: TuneSection) -> list[Params]:
         dict(zip(crossed, values, strict=True)) for values in itertools.product(*crossed.values())
     ]
     samples = tune.num_samples if drawn else 1
-    planned = []
+    planned: list[Params] = []
     for combination in combinations:
         for _ in range(samples):
             planned.append(combination | draw_all(drawn, f"{tune.seed}:{len(planned)}"))

@@ -91,7 +91,7 @@ def save_winner(sweep: SweepPaths, base: Config, winner: TrialRecord, checkpoint
     The configuration names the sweep's store, so a run of it asks the teacher nothing, and a run name of
     its own.
     """
-    run = base.run.model_copy(update={"name": f"{base.run.name}-best"[:100]})
+    run = base.run.model_copy(update={"name": f"{base.run.name}-{sweep.root.name}"[:100]})
     teacher = base.teacher
     if teacher.base.from_store is None:
         teacher = teacher.model_copy(update={"store": teacher.store.model_copy(update={"path": store})})
