@@ -14,7 +14,7 @@ import pytest
 
 from raystill.checkpoint.store import latest_valid
 
-NUM_KILLS = 50
+NUM_KILLS = int(os.environ.get("RAYSTILL_SOAK_KILLS", "50"))
 RUN_IN_CHILD = """
 import sys
 from pathlib import Path
