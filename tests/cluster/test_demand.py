@@ -9,7 +9,7 @@ import pytest
 from raystill.cluster.demand import Capacity, find_unmet, stage_demand
 from raystill.config.schema import Config
 
-GROWN = Capacity({"CPU": 32.0, "GPU": 4.0}, [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}], can_grow=True)
+FOUR = Capacity({"CPU": 32.0, "GPU": 4.0}, [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}])
 
 
 def make(**sections: Any) -> Config:
@@ -32,15 +32,15 @@ def test_stages_say_what_they_ask_for() -> None:
     ("vllm", "message"),
     [
         ({"num_engines": [1, 100]}, None),  # grows as far as it can
-        ({"num_engines": 5}, "5 GPU, and Ray can have at most 4 GPU"),
-        ({"tensor_parallel_size": 2}, "no node can have that much"),
+        ({"num_engines": 5}, "5 GPU, and Ray has 4 GPU"),
+        ({"tensor_parallel_size": 2}, "no node has that much"),
     ],
 )
 def test_what_a_cluster_can_never_have_is_a_problem(vllm: dict[str, Any], message: str | None) -> None:
     config = make(teacher={"open": {"model": {"name": "t"}}, "vllm": vllm})
     demand = stage_demand(config, "generate", "cuda")
     assert demand is not None
-    problem = find_unmet(demand, GROWN)
+    problem = find_unmet(demand, FOUR)
     assert (problem is None) == (message is None)
     if problem is not None and message is not None:
         assert message in problem.what and problem.where == "teacher.vllm.num_engines"

@@ -7,13 +7,16 @@ may add can give is refused before the stage begins.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, Problem
 from raystill.run.paths import StageName
 
+_ANSWER_SECONDS, _POLL_SECONDS, _RPC_SECONDS = 20.0, 0.5, 10
 _SMALLEST_NUM_CPUS = 4  # what a local Ray offers at least (`ray_session`)
 
 
@@ -37,7 +40,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster can have at most: in all, and on one node of each kind."""
+    """What a cluster has: in all, and on each node; `can_grow` where an autoscaler may add to it."""
 
     total: Mapping[str, float]
     nodes: Sequence[Mapping[str, float]] = field(default_factory=list)
@@ -63,13 +66,12 @@ def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None
 
 def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
     """Why `demand` can never be met, if it can't."""
-    grown = "can have" if capacity.can_grow else "has"
     for name, amount in demand.each.items():
         total = capacity.total.get(name, 0.0)
         if demand.least * amount > total + 1e-6:
             return Problem(
                 f"{demand.stage} asks for {demand.describe()}: {demand.least * amount:g} {name}, and Ray "
-                f"{grown} at most {total:g} {name}",
+                f"has {total:g} {name}",
                 demand.key,
                 "lower it, or let the cluster have more nodes (max_workers)",
             )
@@ -81,7 +83,7 @@ def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
     if capacity.nodes and not fitting:
         words = " and ".join(f"{amount:g} {name}" for name, amount in demand.each.items())
         return Problem(
-            f"{demand.stage} asks for workers of {words} each, and no node {grown} that much",
+            f"{demand.stage} asks for workers of {words} each, and no node has that much",
             demand.key,
             "ask for less per worker, or add a larger kind of node",
         )
@@ -89,28 +91,79 @@ def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
 
 
 def require_capacity(config: Config, stage: StageName) -> None:
-    """Refuse a stage that would wait forever. Ray must be running. Raises EnvironmentFault."""
+    """Refuse a stage that would wait forever. Ray must be running. Raises EnvironmentFault.
+
+    What the nodes that are there can't give is asked of the autoscaler, where there is one: it starts nodes,
+    or says that none which it may add could ever fit.
+    """
     capacity = load_capacity()
-    on_gpu = config.device.type != "cpu" and capacity.total.get("GPU", 0.0) > 0
+    gpus = capacity.total.get("GPU", 0.0)
+    on_gpu = config.device.type == "cuda" or (config.device.type == "auto" and gpus > 0)
     demand = stage_demand(config, stage, "cuda" if on_gpu else "cpu")
     problem = None if demand is None else find_unmet(demand, capacity)
+    if demand is None or problem is None or _has_old_autoscaler():
+        return
+    if capacity.can_grow:
+        problem = ask_autoscaler(demand, _ANSWER_SECONDS)
     if problem is not None:
         raise EnvironmentFault(problem.what, problem.where, problem.fix)
 
 
 def load_capacity() -> Capacity:
-    """What the running Ray has, and what its autoscaler may add."""
+    """What the nodes of the running Ray have, and whether an autoscaler may add some."""
     import ray
-    from ray._private.state import state
 
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    total = dict(ray.cluster_resources())
-    config = state.get_cluster_config()
-    groups = list(config.node_group_configs) if config is not None else []
-    for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
-        total[name] = max(total.get(name, 0.0), float(amount))
-    growing = [dict(group.resources) for group in groups if group.max_count]
-    return Capacity(total, [*nodes, *growing], can_grow=bool(growing))
+    return Capacity(dict(ray.cluster_resources()), nodes, can_grow=_autoscaling_state() is not None)
+
+
+def ask_autoscaler(demand: Demand, seconds: float) -> Problem | None:
+    """Ask for the least that a stage needs; why it can never be had, or None: it is there, or on its way.
+
+    An autoscaler that says nothing within `seconds` is not waited for longer.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[demand.each] * demand.least)
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            state = _autoscaling_state()
+            if state is not None and state.infeasible_cluster_resource_constraints:
+                return Problem(
+                    f"{demand.stage} asks for {demand.describe()}, and the autoscaler may add no nodes that "
+                    "would give it",
+                    demand.key,
+                    "lower it, or raise max_workers or the size of nodes in the cluster's file",
+                )
+            if state is not None and (state.pending_instance_requests or state.pending_instances):
+                return None
+            if find_unmet(demand, load_capacity()) is None:
+                return None
+            time.sleep(_POLL_SECONDS)
+        return None
+    finally:
+        request_resources(bundles=[])
+
+
+def _has_old_autoscaler() -> bool:
+    """Whether version 1 of Ray's autoscaler runs: it can't be asked, so Ray decides."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None and _autoscaling_state() is None
+
+
+def _autoscaling_state() -> Any:
+    """What the autoscaler (v2) last said, or None where there is none."""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply()
+    client = GcsClient(ray.get_runtime_context().gcs_address)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_SECONDS))
+    return reply.autoscaling_state if reply.HasField("autoscaling_state") else None
 
 
 def local_capacity(config: Config) -> Capacity | None:

@@ -40,6 +40,12 @@ def find_tune_problems(loaded: LoadedConfig) -> Iterator[Problem]:
     if tune is None:
         return
     yield from _stage(loaded, tune)
+    if tune.scheduler == "pbt" and tune.search == "optuna":
+        yield Problem(
+            "tune.scheduler: pbt changes values itself, and tune.search is optuna",
+            loaded.where("tune.scheduler", "tune.search"),
+            "set tune.search: random, or another scheduler",
+        )
     if not tune.space:
         yield Problem(
             "`tune.space` is empty", loaded.where("tune.space"), "give at least one key and its values"

@@ -22,16 +22,18 @@ from raystill.tune.records import TrialRecord, begin_trial
 from raystill.tune.space import Params, clamp, draw, plan_params
 
 SCORE, TIME = "score", "percent"
+# Where a trial's number and parameters lie in what Ray Tune calls its config.
+SLOT = "slot"
 # Above 100, so that the last report of a trial doesn't look like one that came too late.
 _END = 101.0
 
 
-def build_scheduler(tune: TuneSection, earlier: list[TrialRecord]) -> TrialScheduler:
+def build_scheduler(tune: TuneSection, earlier: list[TrialRecord], source: TrialSource) -> TrialScheduler:
     """The scheduler of `tune.scheduler`; ASHA's rungs hold what `earlier` finished trials reported."""
     if tune.scheduler == "none":
         return FIFOScheduler()
     if tune.scheduler == "pbt":
-        return _build_pbt(tune)
+        return _build_pbt(tune, source)
     scheduler = ASHAScheduler(
         time_attr=TIME,
         metric=SCORE,
@@ -55,7 +57,19 @@ def _replay(scheduler: TrialScheduler, record: TrialRecord) -> None:
         scheduler.on_trial_complete(None, trial, {TIME: record.last.percent, SCORE: record.last.value})
 
 
-def _build_pbt(tune: TuneSection) -> PopulationBasedTraining:
+class _Population(PopulationBasedTraining):  # type: ignore[misc]
+    """Ray's scheduler, which takes no searcher: it tells the source of every trial before that starts."""
+
+    source: TrialSource
+
+    def on_trial_add(self, tune_controller: Any, trial: Any, **arguments: Any) -> None:
+        """A trial of the population was made."""
+        slot = trial.config[SLOT]
+        self.source.register(trial.trial_id, slot["number"], slot["params"])
+        super().on_trial_add(tune_controller, trial, **arguments)
+
+
+def _build_pbt(tune: TuneSection, source: TrialSource) -> PopulationBasedTraining:
     generator = random.Random(tune.seed)
     mutations: dict[str, Any] = {}
     for path, distribution in tune.space.items():
@@ -65,20 +79,23 @@ def _build_pbt(tune: TuneSection) -> PopulationBasedTraining:
         )
 
     def keep_inside(sampled: dict[str, Any]) -> dict[str, Any]:
-        params = {path: clamp(tune.space[path], value) for path, value in sampled["params"].items()}
-        return sampled | {"params": params}
+        slot = sampled[SLOT]
+        params = {path: clamp(tune.space[path], value) for path, value in slot["params"].items()}
+        return sampled | {SLOT: slot | {"params": params}}
 
-    return PopulationBasedTraining(
+    population = _Population(
         time_attr=TIME,
         metric=SCORE,
         mode=tune.mode,
         perturbation_interval=100.0 * tune.pbt.every,
-        hyperparam_mutations={"params": mutations},
+        hyperparam_mutations={SLOT: {"params": mutations}},
         quantile_fraction=tune.pbt.quantile,
         resample_probability=tune.pbt.resample,
         custom_explore_fn=keep_inside,
         log_config=False,
     )
+    population.source = source
+    return population
 
 
 class TrialSource(Searcher):  # type: ignore[misc]
@@ -127,9 +144,17 @@ class TrialSource(Searcher):  # type: ignore[misc]
             self._asked.add(trial_id)
         else:
             return Searcher.FINISHED
+        self.register(trial_id, number, params)
+        return {SLOT: {"number": number, "params": params}}
+
+    def register(self, trial_id: str, number: int, params: Params) -> None:
+        """Write a trial down under the name that Ray Tune gave it."""
         begin_trial(self._sweep, number, trial_id, params)
         self.numbers[trial_id] = number
-        return {"params": params}
+
+    def population(self) -> list[dict[str, Any]]:
+        """All trials at once, for a scheduler that takes no searcher."""
+        return [{"number": number, "params": params} for number, params in self._waiting]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -222,7 +222,7 @@ def _fit(  # noqa: PLR0913 - one call, one place
 ) -> None:
     from ray import tune as ray_tune
 
-    from raystill.tune.schedule import TrialSource, build_scheduler
+    from raystill.tune.schedule import SLOT, TrialSource, build_scheduler
     from raystill.tune.trial import SweepJob, run_trial
     from raystill.tune.watching import TrialWatch
 
@@ -240,13 +240,17 @@ def _fit(  # noqa: PLR0913 - one call, one place
         hands_on=tune.scheduler == "pbt",
     )
     watching = TrialWatch(sweep, run, stage.name, tune, source, concurrency, watch)
+    space, search = {}, source if tune.scheduler != "pbt" else None
+    if search is None:
+        space = {SLOT: ray_tune.grid_search(source.population())}
     with tempfile.TemporaryDirectory(prefix="raystill-tune-") as storage:
         ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), dict(wanted)),
+            param_space=space,
             tune_config=ray_tune.TuneConfig(
-                search_alg=source,
-                scheduler=build_scheduler(tune, finished),
-                num_samples=source.left,
+                search_alg=search,
+                scheduler=build_scheduler(tune, finished, source),
+                num_samples=source.left if search else 1,
                 max_concurrent_trials=concurrency.trials,
             ),
             run_config=ray_tune.RunConfig(

@@ -58,7 +58,7 @@ def run_trial(sampled: dict[str, Any], job: SweepJob) -> None:
     number = find_trial(sweep, tune.get_context().get_trial_id())
     started = time.monotonic()
     try:
-        train_seconds = _train(job, sweep, number, sampled["params"])
+        train_seconds = _train(job, sweep, number, sampled["slot"]["params"])
     except RaystillError as error:
         problem = error.what.splitlines()[0][:_LONGEST_REASON]
         finish_trial(sweep, number, "failed", seconds=time.monotonic() - started, problem=problem)

@@ -1,0 +1,118 @@
+"""Sweeps on a real Ray: one bad trial harms nobody, a killed driver loses nothing, the winner can be run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from raystill.checkpoint.store import verify_checkpoint
+from raystill.config.load import load_config
+from raystill.config.loaded import LoadedConfig
+from raystill.errors import ConfigError, EnvironmentFault
+from raystill.run.paths import RunPaths
+from raystill.run.sweep_paths import SweepPaths
+from raystill.tune.records import load_trials
+from raystill.tune.sweep import run_sweep
+
+pytestmark = pytest.mark.ray
+RATE = "train.distillation.learning_rate"
+SweepConfig = Callable[..., LoadedConfig]
+
+
+def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig, ray_address: str) -> None:
+    loaded = sweep_config(
+        "grid",
+        search="grid",
+        scheduler="none",
+        space={RATE: {"grid": [1e-5, 3e-3, 1e30]}},
+        max_concurrent=1,
+        max_gb=1e-6,
+    )
+    result = run_sweep(loaded)
+    assert [trial.outcome for trial in result.trials] == ["complete", "complete", "failed"]
+    assert result.trials[2].problem and result.best is not None and result.best.number == 1
+    assert result.teacher_rows == 0
+    assert pq.read_table(result.paths.table)[RATE].to_pylist() == [1e-5, 3e-3, 1e30]
+    with result.paths.csv.open(encoding="utf-8") as stream:
+        assert [row["outcome"] for row in csv.DictReader(stream)] == ["complete", "complete", "failed"]
+    page = result.paths.report.read_text(encoding="utf-8")
+    assert "Values and results" in page and "<script" not in page
+    # The winner: a verified checkpoint of its own and a configuration that trains it again from the store.
+    assert result.best_config is not None
+    winner = load_config([result.best_config]).config
+    assert winner.tune is None and winner.run.name == "grid-sweep"
+    assert winner.train.distillation is not None and winner.train.distillation.learning_rate == 3e-3
+    assert RunPaths.from_config(winner).store == RunPaths.from_config(loaded.config).store
+    (pinned,) = (result.paths.best / "checkpoint").iterdir()
+    verify_checkpoint(pinned)
+    # The budget took the losers' checkpoints, and their models went at once.
+    assert not (result.paths.trial(0) / "checkpoints").exists()
+    assert not (result.paths.trial(0) / "model").exists()
+    assert (result.paths.trial(1) / "model" / "config.json").exists()
+    again = run_sweep(loaded)
+    assert again.concurrency.trials == 0 and again.best == result.best
+    changed = loaded.config.model_copy(
+        update={"losses": loaded.config.losses.model_copy(update={"ce_weight": 0.9})}
+    )
+    with pytest.raises(ConfigError, match=r"losses.*ce_weight"):
+        run_sweep(LoadedConfig(changed))
+
+
+def test_a_killed_driver_loses_nothing(
+    write_config: Callable[..., Path], ray_address: str, tmp_path: Path
+) -> None:
+    file = write_config(
+        "killed", scheduler="asha", num_samples=3, max_concurrent=1, report_every=1,
+        space={RATE: {"loguniform": [1e-3, 1e-2]}},
+    )  # fmt: skip
+    loaded = load_config([file])
+    sweep = SweepPaths.of(RunPaths.from_config(loaded.config), "sweep")
+    log = (tmp_path / "driver.log").open("wb")
+    driver = subprocess.Popen(
+        [sys.executable, "-P", "-m", "raystill.cli.main", "tune", "--config", str(file)],
+        env=os.environ | {"RAY_ADDRESS": ray_address}, stdout=log, stderr=log,
+    )  # fmt: skip
+    wait_until(lambda: any(trial.outcome != "unfinished" for trial in load_trials(sweep)), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(timeout=30)
+    before = {trial.number: trial for trial in load_trials(sweep) if trial.outcome != "unfinished"}
+    assert before and len(before) < 3
+    result = run_sweep(loaded)
+    assert {trial.outcome for trial in result.trials} <= {"complete", "stopped"} and len(result.trials) == 3
+    assert result.reused == before.keys()
+    for number, trial in before.items():
+        assert result.trials[number] == trial
+
+
+def test_weak_trials_go_on_from_strong_ones(sweep_config: SweepConfig, ray_address: str) -> None:
+    loaded = sweep_config(
+        "pbt", scheduler="pbt", num_samples=2, max_concurrent=2, report_every=1,
+        pbt={"every": 0.2, "quantile": 0.5, "resample": 0.0}, space={RATE: {"loguniform": [1e-6, 1e-2]}},
+    )  # fmt: skip
+    result = run_sweep(loaded)
+    assert [trial.outcome for trial in result.trials] == ["complete", "complete"]
+    handed_on = [trial for trial in result.trials if trial.lineage]
+    assert handed_on and all(step["from"] != trial.number for trial in handed_on for step in trial.lineage)
+    assert all(1e-6 <= trial.params[RATE] <= 1e-2 for trial in result.trials)
+
+
+def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:
+    with pytest.raises(EnvironmentFault, match="a trial takes 4096 CPU"):
+        run_sweep(sweep_config("large", resources={"cpus": 4096}, space={RATE: {"uniform": [1e-3, 2e-3]}}))
+
+
+def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert driver.poll() is None and time.monotonic() < deadline, "the sweep made no progress"
+        time.sleep(0.1)
