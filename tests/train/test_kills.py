@@ -35,7 +35,7 @@ train_worker(TrainJob(config, RunPaths.from_config(config), "distill", "cpu", 1)
 
 @pytest.mark.soak
 def test_random_kills_never_stop_a_resume_and_the_end_is_byte_equal(world: Any, tmp_path: Path) -> None:
-    steps = {"steps": 2000, "save_every": 1, "checkpoint_cleanup": {"max_checkpoints": 2}}
+    steps = {"steps": 1000, "save_every": 1, "checkpoint_cleanup": {"max_checkpoints": 2}}
     whole, killed = world.config("whole", training=steps), world.config("killed", training=steps)
     world.train(whole)
     world.list_requests(world.paths(killed))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from raystill.checkpoint.policy import milestone_steps
 from raystill.checkpoint.store import latest_valid, load_checkpoint
-from raystill.errors import DivergenceError
+from raystill.errors import DivergenceError, EnvironmentFault
 from raystill.train.assembly import TrainJob, TrainRun, assemble
 from raystill.train.group import WorkerGroup
 from raystill.train.metrics import rewind_metrics
@@ -98,7 +98,10 @@ def run_steps(
 
 
 def restore_latest(run: TrainRun) -> None:
-    """Continue from the newest checkpoint that verifies; a fresh run is left alone."""
+    """Continue from the newest checkpoint that verifies; a fresh run is left alone. Collective.
+
+    Raises EnvironmentFault where another worker sees a newer one: the run directory is not shared.
+    """
     directory = run.job.paths.checkpoints(run.job.stage)
     found = latest_valid(directory)
     run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
@@ -106,6 +109,13 @@ def restore_latest(run: TrainRun) -> None:
         content = load_checkpoint(found.path, verify=False)
         run.state.restore(content, run.data_fingerprint, found.path)
         run.source.restore(content.tensors.get("source", {}), run.state.step)
+    newest = run.group.most(run.state.step, run.state.student.device)
+    if newest != run.state.step:
+        raise EnvironmentFault(
+            f"another worker resumes from step {newest}, this one sees step {run.state.step}",
+            where=str(directory.absolute()),
+            fix="put run.dir on a filesystem that all nodes share",
+        )
     if run.group.is_first:
         rewind_metrics(run.job.paths.training_metrics(run.job.stage), run.state.step)
 
