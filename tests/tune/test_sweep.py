@@ -36,6 +36,7 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
         scheduler="none",
         space={RATE: {"grid": [1e-5, 3e-3, 1e30]}},
         max_concurrent=1,
+        report_every=5,
         max_gb=1e-6,
     )
     result = run_sweep(loaded)
@@ -72,7 +73,7 @@ def test_a_killed_driver_loses_nothing(
     write_config: Callable[..., Path], ray_address: str, tmp_path: Path
 ) -> None:
     file = write_config(
-        "killed", scheduler="asha", num_samples=3, max_concurrent=1, report_every=1,
+        "killed", scheduler="asha", num_samples=2, max_concurrent=1, report_every=5,
         space={RATE: {"loguniform": [1e-3, 1e-2]}},
     )  # fmt: skip
     loaded = load_config([file])
@@ -86,9 +87,9 @@ def test_a_killed_driver_loses_nothing(
     driver.send_signal(signal.SIGKILL)
     driver.wait(timeout=30)
     before = {trial.number: trial for trial in load_trials(sweep) if trial.outcome != "unfinished"}
-    assert before and len(before) < 3
+    assert len(before) == 1
     result = run_sweep(loaded)
-    assert {trial.outcome for trial in result.trials} <= {"complete", "stopped"} and len(result.trials) == 3
+    assert {trial.outcome for trial in result.trials} <= {"complete", "stopped"} and len(result.trials) == 2
     assert result.reused == before.keys()
     for number, trial in before.items():
         assert result.trials[number] == trial
@@ -96,8 +97,8 @@ def test_a_killed_driver_loses_nothing(
 
 def test_weak_trials_go_on_from_strong_ones(sweep_config: SweepConfig, ray_address: str) -> None:
     loaded = sweep_config(
-        "pbt", scheduler="pbt", num_samples=2, max_concurrent=2, report_every=1,
-        pbt={"every": 0.2, "quantile": 0.5, "resample": 0.0}, space={RATE: {"loguniform": [1e-6, 1e-2]}},
+        "pbt", scheduler="pbt", num_samples=2, max_concurrent=2, report_every=3,
+        pbt={"every": 0.3, "quantile": 0.5, "resample": 0.0}, space={RATE: {"loguniform": [1e-6, 1e-2]}},
     )  # fmt: skip
     result = run_sweep(loaded)
     assert [trial.outcome for trial in result.trials] == ["complete", "complete"]
