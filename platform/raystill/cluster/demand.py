@@ -157,7 +157,7 @@ def _has_old_autoscaler() -> bool:
 def _autoscaling_state() -> Any:
     """What the autoscaler (v2) last said, or None where there is none."""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

@@ -35,7 +35,9 @@ class TuneAsha(Section):
 class TunePbt(Section):
     """`tune.pbt`: weak trials go on from strong ones, with changed values."""
 
-    every: Fraction = Field(0.2, description="Share of the steps between two comparisons.")
+    every: Fraction = Field(
+        0.2, description="Share of the steps between two comparisons; trials wait for one another there."
+    )
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
         0.25, description="Share of the trials that is replaced, and that is copied."
     )

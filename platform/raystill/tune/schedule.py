@@ -92,6 +92,7 @@ def _build_pbt(tune: TuneSection, source: TrialSource) -> PopulationBasedTrainin
         quantile_fraction=tune.pbt.quantile,
         resample_probability=tune.pbt.resample,
         custom_explore_fn=keep_inside,
+        synch=True,  # all are compared at the same share of the run, however many run at once
         log_config=False,
     )
     population.source = source

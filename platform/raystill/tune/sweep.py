@@ -252,6 +252,7 @@ def _fit(  # noqa: PLR0913 - one call, one place
                 scheduler=build_scheduler(tune, finished, source),
                 num_samples=source.left if search else 1,
                 max_concurrent_trials=concurrency.trials,
+                reuse_actors=True,  # a process imports torch once, not for every trial
             ),
             run_config=ray_tune.RunConfig(
                 name=tune.name,
