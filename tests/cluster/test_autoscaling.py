@@ -87,7 +87,7 @@ def test_nodes_come_for_the_teacher_and_go_again(tmp_path: Path) -> None:
         text, _ = run.communicate(timeout=180)
         assert run.returncode == 0, text
         manifest = load_manifest(tmp_path / "runs" / "grown" / "generate")
-        assert manifest is not None and manifest.counts["rows"] == NUM_PROMPTS, manifest
+        assert manifest is not None and manifest.counts["done"] == NUM_PROMPTS, manifest
         assert set(cluster.raylets()) - set(first), "no node took the place of the killed one"
         went = wait_until(lambda: not cluster.raylets(), 60, "idle nodes to leave")
     print(f"first node after {came:.1f} s, gone {went:.1f} s after the run")
