@@ -7,7 +7,6 @@ so dropout is a function of the position. Data order is a function of the step t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from raystill.checkpoint.store import CheckpointContent
-from raystill.losses.balance import TermBalance
 from raystill.errors import DataError
+from raystill.losses.balance import TermBalance
 from raystill.train.metrics import SUM_NAMES
 from raystill.train.settings import TrainSettings
 from raystill.train.sharding import copy_into, gather_whole, like
@@ -51,8 +50,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     total_steps: int
     step: int = 0
-    balance: TermBalance = field(default_factory=TermBalance)
     counters: Counters = field(default_factory=Counters)
+    balance: TermBalance = field(default_factory=TermBalance)
     window_sums_S: Tensor = field(default_factory=lambda: torch.zeros(len(SUM_NAMES), dtype=torch.float64))
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -79,8 +78,8 @@ class TrainState:
         return {
             "step": self.step,
             "total_steps": self.total_steps,
-            "balance": vars(self.balance),
             "counters": vars(self.counters),
+            "balance": vars(self.balance),
             "window_sums": self.window_sums_S.tolist(),
             "scaler": self.scaler.state_dict(),
             "data_fingerprint": data_fingerprint,
@@ -101,8 +100,8 @@ class TrainState:
         self._restore_optimizer(content.tensors["optimizer"], parameters)
         self.scaler.load_state_dict(content.state["scaler"])
         self.step = int(content.state["step"])
-        self.balance = TermBalance(**content.state["balance"])
         self.counters = Counters(**content.state["counters"])
+        self.balance = TermBalance(**content.state["balance"])
         self.window_sums_S = torch.tensor(content.state["window_sums"], dtype=torch.float64)
 
     def _restore_optimizer(
