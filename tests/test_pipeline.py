@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import raystill.cluster.disk_monitor
 import raystill.cluster.ray_session
 from raystill import pipeline
 from raystill.config.loaded import LoadedConfig
@@ -95,6 +96,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
     monkeypatch.setattr(pipeline, "load_stage", make)
     monkeypatch.setattr(raystill.cluster.ray_session, "ray_session", ray_session)
+    monkeypatch.setattr(raystill.cluster.disk_monitor, "watch_disks", lambda *watched: nullcontext())
     monkeypatch.setattr("raystill.report.build.build_report", build_report)
     return recorder
 
