@@ -5,7 +5,9 @@ A running trial's checkpoints obey the run's own retention and are never touched
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -59,9 +61,8 @@ def tidy_trials(
 def tree_bytes(directory: Path) -> int:
     """Bytes of all files below a directory; files that go meanwhile don't count."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    for folder, _, names in os.walk(directory):  # which passes over folders that go; rglob would raise
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total
