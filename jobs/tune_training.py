@@ -1,7 +1,7 @@
 """Search values for a training stage: many short trainings from the answers that a run has stored.
 
-Needs generate (and sft, where distill starts from it). Asks the teacher nothing. Finished trials stay finished
-when it is submitted again; the others go on from their newest checkpoints.
+Needs generate (and sft, where distill starts from it). Asks the teacher nothing. Finished trials stay so when
+it is submitted again; the others go on from their newest checkpoints.
 
 On a cluster:
 
