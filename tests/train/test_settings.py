@@ -6,8 +6,8 @@ import pytest
 
 from raystill.errors import ConfigError
 from raystill.losses.terms import LossTerms
-from raystill.train.optimizer import build_optimizer, learning_rate_at
 from raystill.train.loss_terms import resolve_loss
+from raystill.train.optimizer import build_optimizer, learning_rate_at
 from raystill.train.settings import resolve_settings, starts_from_sft
 
 

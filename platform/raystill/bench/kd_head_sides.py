@@ -165,9 +165,7 @@ def measure_errors(case: Case, sides: Sequence[str] = SIDES) -> dict[str, float]
         found = [torch.linalg.norm(a.double() - b) / torch.linalg.norm(b) for a, b in pairs]
         errors[side] = float(max(found))
         if not errors[side] < _SAME_FUNCTION:
-            raise EnvironmentFault(
-                f"{side} doesn't compute forward KL: {errors[side]:.1g} off"
-            )
+            raise EnvironmentFault(f"{side} doesn't compute forward KL: {errors[side]:.1g} off")
     return errors
 
 

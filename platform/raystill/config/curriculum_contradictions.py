@@ -20,7 +20,7 @@ def find_curriculum_problems(loaded: LoadedConfig) -> Iterator[Problem]:
     where = loaded.where("curriculum.seq_lengths", "curriculum.schedule")
     if lengths and len(schedule) < len(lengths) - 1:
         yield Problem(
-            f"`curriculum.seq_lengths` has {len(lengths)} phases and `curriculum.schedule` {len(schedule)} ends",
+            f"`curriculum.seq_lengths` has {len(lengths)} phases, `curriculum.schedule` {len(schedule)} ends",
             where,
             "give the step at which each phase but the last one ends",
         )

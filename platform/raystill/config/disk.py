@@ -15,8 +15,8 @@ class DiskSection(Section):
     hard_free_gb: float = Field(
         0.5,
         ge=0.0,
-        description="With less free disk (GiB) where the run lies, training saves and stops with exit code 4; "
-        "0 never.",
+        description="With less free disk (GiB) where the run lies, training saves and stops with exit code "
+        "4; 0 never.",
     )
     interval_s: Annotated[float, Field(gt=0.0)] = Field(
         5.0, description="Seconds between two looks at the filesystems."
