@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+import raystill.cluster.demand
 import raystill.cluster.disk_monitor
 import raystill.cluster.ray_session
 from raystill import pipeline
@@ -97,6 +98,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(pipeline, "load_stage", make)
     monkeypatch.setattr(raystill.cluster.ray_session, "ray_session", ray_session)
     monkeypatch.setattr(raystill.cluster.disk_monitor, "watch_disks", lambda *watched: nullcontext())
+    monkeypatch.setattr(raystill.cluster.demand, "require_capacity", lambda *asked: None)
     monkeypatch.setattr("raystill.report.build.build_report", build_report)
     return recorder
 

@@ -20,7 +20,13 @@ from raystill.config.section import Section
 
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raystill"
 # Inside raystill.config these decide what `auto` or a size means, which is acting.
-RESOLVERS = ("config/engine.py", "config/student_init.py", "config/prepared.py", "config/tuned_stage.py")
+RESOLVERS = (
+    "config/engine.py",
+    "config/prepared.py",
+    "config/signal_source.py",
+    "config/student_init.py",
+    "config/tuned_stage.py",
+)
 # A whole section that is handed on as a mapping, by file: here every key of it is read by name later.
 DUMPED: dict[str, type[Section]] = {}
 

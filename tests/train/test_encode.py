@@ -168,7 +168,7 @@ def test_stored_tokens_without_a_logit_move_into_the_tail(rows: Any) -> None:
 def test_text_of_another_tokenizer_is_tokenised_again_for_sft(
     empty_world: Any, rows: Any, tokenizer_maker: Any, store_writer: Any
 ) -> None:
-    """Same letters, other ids: SFT trains on the text, KD is refused with the ids that differ."""
+    """Same letters, other ids: SFT trains on the text, KD on the teacher's ids in the student's numbers."""
     directory = empty_world.root / "other"
     tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
     other = load_chat_format(str(directory))
@@ -184,9 +184,20 @@ def test_text_of_another_tokenizer_is_tokenised_again_for_sft(
     cut_off = make.encode(replace(rows[2], finish_reason="length"))
     assert cut_off is not None and cut_off.token_ids[-1] != other.tokenizer.eos_token_id
     assert make.counts["rows_tokenised_again"] == 2
-    hashes = r"hashes: store \w{12}, student \w{12}, teacher.open \w{12}"
-    with pytest.raises(DataError, match=rf"tokenizers differ .* shared ids differ.*{hashes}"):
-        match_tokenizers(config, store, other, needs_signal=True)
+    assert match_tokenizers(config, store, other, needs_signal=True).translation is not None
+
+
+def test_a_student_that_lacks_tokens_of_its_teacher_is_refused_with_examples(
+    empty_world: Any, rows: Any, tokenizer_maker: Any, store_writer: Any
+) -> None:
+    directory = empty_world.root / "other"
+    tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
+    store = store_writer(empty_world.root / "store", load_chat_format(str(directory)), rows[:3])
+    config = empty_world.config(teacher={"open": {"model": {"name": str(directory)}}})
+    hashes = r"hashes: store (\w{12}), student \w{12}, teacher.open \1"
+    missing = r"2 tokens have no counterpart, such as \d+: 'ab', \d+: 'cd'"
+    with pytest.raises(DataError, match=rf"tokenizers differ .*{missing}.*{hashes}"):
+        match_tokenizers(config, store, empty_world.chat, needs_signal=True)
 
 
 def test_a_padded_vocabulary_is_the_same_tokenizer(world: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 from raystill.checkpoint.store import verify_checkpoint
 from raystill.config.load import load_config
 from raystill.config.loaded import LoadedConfig
-from raystill.errors import ConfigError, EnvironmentFault
+from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
 from raystill.tune.records import load_trials
@@ -117,3 +117,12 @@ def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> N
     while not reached():
         assert driver.poll() is None and time.monotonic() < deadline, "the sweep made no progress"
         time.sleep(0.1)
+
+
+def test_a_run_without_answers_gets_no_files(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    loaded = sweep_config("early", search="random", num_samples=1, space={RATE: {"uniform": [1e-4, 1e-3]}})
+    section = loaded.config.run.model_copy(update={"dir": str(tmp_path)})
+    empty = LoadedConfig(loaded.config.model_copy(update={"run": section}))
+    with pytest.raises(DataError, match="needs the output of generate"):
+        run_sweep(empty)
+    assert not RunPaths.from_config(empty.config).root.exists()

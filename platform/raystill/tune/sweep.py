@@ -121,6 +121,7 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
     run = RunPaths.from_config(config)
     sweep = SweepPaths.of(run, tune.name)
     started = time.monotonic()
+    load_inputs(stage, config, run)  # a directory that is no run yet gets no files of a sweep
     with hold_lock(sweep.lock), _sigterm_interrupts():
         _begin(sweep, stage, config, run, fresh)
         before = _count_rows(run)
