@@ -13,7 +13,7 @@ from raystill.cli.bench_command import _OLD_NAMES, BENCHES
 def test_every_name_has_a_benchmark(name: str) -> None:
     module = import_module(BENCHES[name])
     assert callable(module.run_bench)
-    assert BENCHES[name].rpartition(".")[2] == name
+    assert BENCHES[name].rpartition(".")[2] == name.replace("-", "_")
 
 
 def test_old_names_lead_somewhere() -> None:

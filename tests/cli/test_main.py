@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,30 +49,16 @@ def good(tmp_path: Path) -> Path:
     return path
 
 
-def fastest(
-    start: Callable[[], subprocess.CompletedProcess[str]],
-) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Processor seconds of the best of three processes: what it takes on an idle machine."""
-    best = float("inf")
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = start()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return best, done
-
-
 def write(tmp_path: Path, text: str) -> str:
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def test_help_names_every_command_quickly(run: Run) -> None:
-    seconds, done = fastest(lambda: run("--help"))
+def test_help_names_every_command(run: Run) -> None:
+    done = run("--help")
     assert done.returncode == 0
     assert all(f" {command} " in done.stdout for command in COMMANDS)
-    assert seconds < 0.7
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "config explain", "config schema", "store verify"])
@@ -181,10 +166,14 @@ def test_a_plan_and_a_dry_run_touch_nothing(run: Run, good: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["plan", "config validate"])
-def test_planning_and_validating_take_under_0_7_seconds(command: str, run: Run, good: Path) -> None:
-    seconds, done = fastest(lambda: run(*command.split(), "--config", str(good)))
-    assert done.returncode == 0, done.stderr
-    assert seconds < 0.7
+def test_planning_and_validating_load_nothing_heavy(command: str, good: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "raystill.cli.main", *command.split(), "--config", good],
+        capture_output=True, text=True, check=True, cwd=good.parent, timeout=120,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "pydantic" in loaded
+    assert not loaded & {"torch", "ray", "vllm", "transformers", "pandas", "datasets"}
 
 
 def test_a_stage_before_its_input_says_what_to_run_first(run: Run, good: Path) -> None:

@@ -174,7 +174,10 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
 
 def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:
     directory = world.root / "other"
-    tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
+    tokenizer_maker().save_pretrained(directory)
+    (directory / "tokenizer.json").write_text(
+        (directory / "tokenizer.json").read_text(encoding="utf-8").replace('"q":', '"qq":'), encoding="utf-8"
+    )
     assert DISTILL_STAGE.preflight is not None
     other = world.config(student={"tokenizer": str(directory)})
     with pytest.raises(DataError, match="tokenizers differ"):

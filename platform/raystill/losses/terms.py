@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from raystill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"]
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)

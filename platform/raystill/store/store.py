@@ -40,8 +40,8 @@ def open_store(
 ) -> TeacherStore:
     """Open the store at `path`, creating it where there is none.
 
-    An existing store keeps its own number of partitions; one that holds nothing yet takes the new teacher, so
-    that a first attempt with a wrong name costs nothing. Raises DataError when it belongs to another teacher
+    An existing store keeps its own number of partitions; a local one that holds nothing yet takes the new
+    teacher, so that a first attempt with a wrong name costs nothing. Raises DataError when it belongs to another teacher
     (naming the fields), when it can't be read, or when it is missing and `create` is false.
     """
     layout = StoreLayout(path)
@@ -54,7 +54,8 @@ def open_store(
         _create(layout, identity, num_partitions)
     store = load_store(path)
     differences = differing_fields(store.identity, identity)
-    if differences and create and _holds_nothing(layout):
+    # On object storage another writer could begin between the two steps.
+    if differences and create and not is_remote(path) and _holds_nothing(layout):
         layout.store_json.unlink()
         _create(layout, identity, store.num_partitions)
         return load_store(path)
