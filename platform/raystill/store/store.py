@@ -41,8 +41,8 @@ def open_store(
     """Open the store at `path`, creating it where there is none.
 
     An existing store keeps its own number of partitions; a local one that holds nothing yet takes the new
-    teacher, so that a first attempt with a wrong name costs nothing. Raises DataError when it belongs to another teacher
-    (naming the fields), when it can't be read, or when it is missing and `create` is false.
+    teacher, so that a first attempt with a wrong name costs nothing. Raises DataError when it belongs to
+    another teacher (naming the fields), when it can't be read, or when it is missing and `create` is false.
     """
     layout = StoreLayout(path)
     with remote_faults(path):
