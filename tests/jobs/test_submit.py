@@ -49,7 +49,8 @@ def dashboard() -> Iterator[str]:
             [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
              f"--temp-dir={folder}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
              "--object-store-memory=100000000",
-             f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.1"],
+             f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+             "--node-ip-address=127.0.0.1"],
             env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
