@@ -74,7 +74,7 @@ def make_pair(world: Any, name: str, peft: dict[str, Any], tied: bool) -> Pair:
     shared = {"student": {"tie_word_embeddings": tied}}
     distillation = {**rows, "gradient_accumulation_steps": 2}
     # Padded, the last rows of an epoch are one micro-batch, and the second worker has none.
-    steps = {"steps": 8, "packing": "auto" if tied else "off"}
+    steps = {"steps": 8, "packing": "on" if tied else "off"}
     one = world.config(f"{name}_one", **shared, train={"distillation": distillation}, training=steps)
     parts = {**steps, "num_workers": 2, "parallelism": "fsdp"}
     two = world.config(f"{name}_two", **shared, train={"distillation": rows}, training=parts)

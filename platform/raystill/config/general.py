@@ -100,7 +100,7 @@ class TrainingSection(Section):
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Rows of a step lie end to end, none seeing another, instead of being padded; auto: "
-        "where the model allows it and the teacher's signals are stored.",
+        "on GPUs, where the model allows it and the teacher's signals are stored.",
     )
     max_nonfinite_steps: Count = Field(
         10, description="Consecutive skipped non-finite steps before stopping."
