@@ -66,7 +66,7 @@ def kill_the_workers() -> int:
 
 @pytest.mark.ray
 def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: Any, ray_here: None) -> None:
-    steps = {"steps": 150, "save_every": 20, "log_every": 1}
+    steps = {"steps": 300, "save_every": 20, "log_every": 1}
     alone = world.config("alone", training=steps)
     world.train(alone)
     copied = {"output_dir": str(world.root / "copy")}
@@ -86,10 +86,10 @@ def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: 
     assert world.weights(config) == world.weights(alone)
     assert (world.root / "copy" / "model.safetensors").read_bytes() == world.weights(alone)
     manifest = outcome.manifest
-    assert manifest.counts["steps"] == 150 and manifest.counts["rows_train"] > 40
+    assert manifest.counts["steps"] == 300 and manifest.counts["rows_train"] > 40
     assert "model/model.safetensors" in manifest.files and manifest.metrics["train_seconds"] > 0
     progress = [event for event in events if event["event"] == "progress"]
-    assert progress[-1]["done"] == 150 and progress[0]["total"] == 150 and "loss" in progress[0]
+    assert progress[-1]["done"] == 300 and progress[0]["total"] == 300 and "loss" in progress[0]
     assert progress[0]["done"] > 20
     assert execute(DISTILL_STAGE, config, world.paths(config)).skipped
 
