@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raystill.run.events import EventLog
+from raystill.run.events import EventLog, seconds_left
 
 
 def lines(path: Path) -> list[str]:
@@ -46,3 +46,22 @@ def test_half_a_line_of_a_killed_run_spoils_no_other(tmp_path: Path) -> None:
     assert len(found) == 3
     assert json.loads(found[0])["event"] == "whole"
     assert json.loads(found[2])["event"] == "next"
+
+
+@pytest.mark.parametrize(
+    ("first", "latest", "left"),
+    [
+        ((60.0, 10, 140), (60.0, 10, 140), None),  # one event has no pace
+        ((60.0, 10, 140), (70.0, 20, 140), 120.0),
+        ((5.0, 400, 500), (15.0, 450, 500), 10.0),  # what an earlier process did is no pace of this one
+        ((5.0, 0, 10), (8.0, 10, 10), None),
+        ((5.0, 0, None), (8.0, 10, None), None),
+        ((9.0, 1, 10), (8.0, 2, 10), None),  # the clock was set back
+    ],
+)
+def test_the_time_left_is_counted_from_the_first_progress(
+    first: tuple[float, int, int | None], latest: tuple[float, int, int | None], left: float | None
+) -> None:
+    events = [dict(zip(("time", "done", "total"), event, strict=True)) for event in (first, latest)]
+    assert seconds_left(*events) == left
+    assert seconds_left(events[0], events[1] | {"eta_seconds": 7.5}) == 7.5

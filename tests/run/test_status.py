@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_a_run_in_progress(paths: RunPaths) -> None:
     prepare = stage(paths, "prepare")
     assert (prepare.condition, prepare.done, prepare.left, prepare.rejected) == ("complete", 100, 0, 4)
     assert stage(paths, "distill").condition == "absent"
+
+
+def test_a_stage_in_training_has_the_time_that_its_steps_say(paths: RunPaths) -> None:
+    lines = [{"event": "stage_started", "time": 0.0}]
+    lines += [
+        {"event": "progress", "time": now, "done": done, "total": 140, "unit": "steps"}
+        for now, done in ((60.0, 10), (65.0, 15), (70.0, 20))
+    ]
+    paths.run_log.parent.mkdir(parents=True)
+    paths.run_log.write_text("".join(json.dumps({"stage": "sft"} | line) + "\n" for line in lines))
+    with hold_lock(paths.lock):
+        assert stage(paths, "sft").eta_seconds == 120.0
 
 
 def test_an_end_without_a_word_and_an_end_with_one(paths: RunPaths) -> None:

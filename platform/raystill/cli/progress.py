@@ -9,6 +9,7 @@ from rich.text import Text
 
 from raystill.cli.terminal import LOG, describe_counts, human_seconds
 from raystill.pipeline import Step, StepResult
+from raystill.run.events import seconds_left
 
 PROGRESS_EVENT = "progress"
 _LINE_EVERY_SECONDS = 30.0
@@ -24,13 +25,13 @@ class TerminalObserver:
     def __init__(self) -> None:
         self._label = ""
         self._next_line = 0.0
-        self._started = 0.0
+        self._first: dict[str, Any] | None = None
 
     def step_started(self, name: Step, position: int, total: int) -> None:
         """Remember the heading; a step that is complete gets one line in all."""
         self._label = f"[{position}/{total}] {name}"
-        self._started = time.monotonic()
-        self._next_line = self._started
+        self._next_line = time.monotonic()
+        self._first = None
         if LOG.is_terminal:
             LOG.print(Text(f"{self._label} ...", style="dim"), end="\r")
 
@@ -62,11 +63,12 @@ class TerminalObserver:
                 LOG.print(Text(f"      {counts}", style="dim"))
 
     def _progress(self, record: dict[str, Any]) -> None:
+        self._first = self._first or record
         now = time.monotonic()
         if now < self._next_line and record.get("done") != record.get("total"):
             return
         self._next_line = now + (_REFRESH_SECONDS if LOG.is_terminal else _LINE_EVERY_SECONDS)
-        words = describe_progress(record, now - self._started)
+        words = describe_progress(record, seconds_left(self._first, record))
         if LOG.is_terminal:
             self._clear()
             line = Text.assemble("      ", draw_bar(record), (words, "cyan"))
@@ -102,10 +104,10 @@ def draw_bar(record: dict[str, Any]) -> Text:
     return Text.assemble(("━" * full, "green"), ("─" * (_BAR_CELLS - full), "dim"), " ")
 
 
-def describe_progress(record: dict[str, Any], elapsed: float) -> str:
-    """`120/400 rows, 812 tokens/s, 1 min 3 s left` from a progress event's fields.
+def describe_progress(record: dict[str, Any], left: float | None) -> str:
+    """`120/400 rows, tokens/s 812, 1 min 3 s left` from a progress event's fields.
 
-    `done` and `total` count `unit`s; every other number is shown with its name.
+    `done` and `total` count `unit`s; every other number is shown with its name. `left` is in seconds.
     """
     done, total = record.get("done"), record.get("total")
     parts = []
@@ -116,9 +118,6 @@ def describe_progress(record: dict[str, Any], elapsed: float) -> str:
         if name not in known and isinstance(value, int | float) and not isinstance(value, bool):
             shown = f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.4g}"
             parts.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
-    left = record.get("eta_seconds")
-    if left is None and done and total and done < total:
-        left = elapsed * (total - done) / done
     if left:
         parts.append(f"{human_seconds(left)} left")
     return ", ".join(parts)

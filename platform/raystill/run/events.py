@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +46,25 @@ class EventLog:
         if error is not None:
             self.emit("stage_failed", error=type(error).__name__)
         self._stream.close()
+
+
+def seconds_left(first: Mapping[str, Any], latest: Mapping[str, Any]) -> float | None:
+    """Seconds until `total`, from two `progress` events of one start of a stage; None where they can't say.
+
+    A stage's own `eta_seconds` counts. Else the pace is that since the stage's first event: what came before
+    it was starting up, or, in a stage that goes on, done by an earlier process.
+    """
+    own = latest.get("eta_seconds")
+    if own is not None:
+        return float(own)
+    total = latest.get("total")
+    if total is None or total <= latest.get("done", 0):
+        return None
+    finished = latest.get("done", 0) - first.get("done", 0)
+    elapsed = latest.get("time", 0.0) - first.get("time", 0.0)
+    if finished <= 0 or elapsed <= 0:
+        return None
+    return float(elapsed * (total - latest["done"]) / finished)
 
 
 def _ends_torn(path: Path) -> bool:

@@ -16,11 +16,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from raystill.errors import DataError
+from raystill.run.events import seconds_left
 from raystill.run.manifest import Manifest, load_manifest
 from raystill.run.paths import STAGE_NAMES, STARTED_NAME, RunPaths, StageName
 
 Condition = Literal["complete", "running", "failed", "interrupted", "absent"]
 
+_FIRST_PROGRESS = "first progress"
 _PLANNED = ("requests_planned", "scores_planned")
 
 
@@ -66,7 +68,10 @@ def read_status(paths: RunPaths) -> RunStatus:
         name, stage = event.get("event"), event.get("stage")
         if name == "stage_started":
             events[str(stage)] = {}
-        events.setdefault(str(stage), {})[str(name)] = event
+        of_stage = events.setdefault(str(stage), {})
+        if name == "progress":
+            of_stage.setdefault(_FIRST_PROGRESS, event)
+        of_stage[str(name)] = event
     is_locked = _is_locked(paths.lock)
     running = _running_stage(events) if is_locked else None
     stages = tuple(
@@ -104,7 +109,7 @@ def _stage_status(
         rows_saved=saved,
         cost_usd=progress.get("cost_usd"),
         rate=progress.get("tokens_per_s"),
-        eta_seconds=progress.get("eta_seconds") if is_running else None,
+        eta_seconds=seconds_left(events[_FIRST_PROGRESS], progress) if is_running and progress else None,
         seen_seconds_ago=round(max(0.0, time.time() - newest), 1) if newest else None,
     )
 
