@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> TeacherStore:
 
 
 def append(journal: JournalWriter, record: TeacherRow | Reject) -> None:
-    journal.append(partition_of(record.key, PARTITIONS), record).result(timeout=20)
+    journal.append(partition_of(record.key, PARTITIONS), record).result(timeout=60)
 
 
 def journals(store: TeacherStore) -> list[Path]:
@@ -95,7 +95,7 @@ def test_full_segments_become_parts_while_more_arrives(store: TeacherStore) -> N
         for row in rows:
             journal.append(partition_of(row.key, PARTITIONS), row)
         journal.flush()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not load_rows(store) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert load_rows(store)
@@ -129,7 +129,7 @@ def test_groups_are_flushed_together(store: TeacherStore, monkeypatch: pytest.Mo
         monkeypatch.setattr(os, "fsync", counted)
         futures = [journal.append(partition_of(make_row(i).key, PARTITIONS), make_row(i)) for i in range(128)]
         for future in futures:
-            future.result(timeout=20)
+            future.result(timeout=60)
         monkeypatch.setattr(os, "fsync", fsync)
     assert flushed <= 1 + 2 + 1  # two groups; the segment's folder once
 
@@ -156,8 +156,27 @@ def test_a_full_disk_stops_the_intake_and_nothing_is_lost_when_space_returns(
         assert sum(path.stat().st_size for path in journals(store)) == 0  # the half was taken back
         full.clear()
         for future in futures:
-            future.result(timeout=20)
+            future.result(timeout=60)
     assert len(load_rows(store)) == 5
+
+
+def test_answers_wait_until_the_parts_that_they_become_fit_too(
+    store: TeacherStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10 << 30
+    monkeypatch.setattr("raystill.run.disk.free_bytes", lambda path: free)
+    with JournalWriter(store, group_rows=1) as journal:
+        append(journal, make_row(1))
+        (segment,) = journals(store)
+        size = segment.stat().st_size
+        free = 2 * size  # one more answer would fit, and the part of both wouldn't
+        future = journal.append(partition_of(make_row(2).key, PARTITIONS), make_row(2))
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.2)
+        assert segment.stat().st_size == size
+        free = 10 << 30
+        future.result(timeout=60)
+    assert len(load_rows(store)) == 2 and verify_store(store.path).ok
 
 
 @pytest.mark.parametrize("fault", ["write", "fsync"])

@@ -24,6 +24,7 @@ from store_builder import (
 
 from raystill.errors import DataError, EnvironmentFault
 from raystill.run.publish import sha256_file
+from raystill.store.codec import rows_to_table
 from raystill.store.commit import load_commits
 from raystill.store.content import content_digest
 from raystill.store.reader import committed_keys, iter_rows, load_rows
@@ -163,6 +164,28 @@ def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
     with PartWriter(store) as writer, pytest.raises(EnvironmentFault) as caught:
         writer.commit_rows(0, [make_row(1)])
     assert caught.value.exit_code == 4
+
+
+def test_a_commit_that_would_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store", IDENTITY, 1)
+    rows = [make_row(i, num_tokens=200) for i in range(50)]
+    asked: list[int] = []
+
+    def free(path: Path) -> int:
+        asked.append(len(asked))
+        return 20_000
+
+    with PartWriter(store) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr("raystill.run.disk.free_bytes", free)
+            with pytest.raises(EnvironmentFault, match="not enough disk") as caught:
+                writer.commit_rows(0, rows)
+        assert asked and caught.value.exit_code == 4
+        assert not list(store.path.rglob("*.parquet")) and load_commits(store, 0) == []
+        record = writer.commit_rows(0, rows)
+    assert 20_000 < record.size_bytes <= rows_to_table(rows).nbytes  # the estimate bounds what is written
 
 
 def test_rows_keys_and_digest_do_not_depend_on_order_and_cut(tmp_path: Path) -> None:

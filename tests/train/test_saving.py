@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raystill.checkpoint.pins import pin
-from raystill.checkpoint.store import list_checkpoints, load_checkpoint_manifest, step_of
+from raystill.checkpoint.store import (
+    latest_valid,
+    list_checkpoints,
+    load_checkpoint_manifest,
+    step_of,
+    verify_checkpoint,
+)
+from raystill.config.load import load_config
+from raystill.errors import EnvironmentFault
 from raystill.train.group import WorkerGroup
 from raystill.train.worker import train_worker
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 class PinOne:
@@ -41,3 +54,38 @@ def test_best_pinned_milestones_and_recent_ones_stay(world: Any) -> None:
     assert [line["step"] for line in saves] == list(range(1, 21))
     assert sorted(step for line in saves for step in line["deleted"]) == sorted(set(range(1, 21)) - set(kept))
     assert all(line["num_bytes"] > 0 and line["seconds"] >= 0 and not line["failed"] for line in saves)
+
+
+class StopAt:
+    """A reporter that asks the run to stop once a step is reached."""
+
+    def __init__(self, world: Any, config: Any, step: int) -> None:
+        self.request, self.step = world.paths(config).stop_request("distill"), step
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        if step == self.step:
+            self.request.touch()
+
+
+def test_thirty_saves_leave_exactly_what_the_demo_promises(world: Any) -> None:
+    """With the demo's rules, stopped and resumed on the way: the directory holds the promise and nothing else."""
+    cleanup = load_config([DEMO]).config.training.checkpoint_cleanup
+    assert (cleanup.max_checkpoints, cleanup.keep_best) == (2, 0)
+    rules = cleanup.model_dump(exclude_unset=True) | {"min_free_space_gb": 0.0}
+    config = world.config(training={"steps": 120, "save_every": 4, "checkpoint_cleanup": rules})
+    directory = world.paths(config).checkpoints("distill")
+    with pytest.raises(EnvironmentFault, match="it was asked to"):
+        train_worker(world.job(config), WorkerGroup(), StopAt(world, config, 72))
+    assert {step_of(path) for path in directory.iterdir()} == {12, 30, 60, 68, 72}
+    assert latest_valid(directory).step == 72
+    world.paths(config).stop_request("distill").unlink()
+    world.train(config)
+    milestones, recent = [12, 30, 60, 90, 108, 120], [112, 116]  # 10, 25, 50, 75, 90 and 100 %; the last two
+    assert sorted(path.name for path in directory.iterdir()) == [
+        f"step-{step:08d}" for step in sorted(milestones + recent)
+    ]
+    for path in directory.iterdir():
+        verify_checkpoint(path)
+    log = [json.loads(line) for line in world.paths(config).run_log.read_text().splitlines()]
+    saved = {line["step"] for line in log if line["event"] == "checkpoint_saved"}
+    assert saved == {*range(4, 121, 4), 30, 90}  # thirty, and the milestones that lie between them

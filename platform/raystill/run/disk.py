@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -60,14 +61,14 @@ def has_room(path: Path, num_bytes: int, *, margin: float = 1.1) -> bool:
 
 
 def require_space(path: Path, num_bytes: int, *, margin: float = 1.1, fix: str = "") -> None:
-    """Raises EnvironmentFault, with both numbers, unless `has_room`."""
+    """Raises EnvironmentFault, with both numbers, unless `has_room`; its cause is the one of a full disk."""
     free, needed = free_bytes(path), int(num_bytes * margin)
     if free < needed:
         raise EnvironmentFault(
             f"not enough disk: {_show(needed)} needed, {_show(free)} free",
             where=str(path),
             fix=fix or "free some space or move the run to a larger disk, then run again: it resumes",
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _show(num_bytes: int) -> str:

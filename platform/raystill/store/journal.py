@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raystill.errors import DataError, EnvironmentFault, RaystillError
+from raystill.run.disk import require_space
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import disk_faults, fsync_path, make_directory
 from raystill.store.compact import compact_segment
@@ -47,7 +48,8 @@ class JournalWriter:
     """Makes single answers durable as they arrive. One per process; close it, or use it as a context manager.
 
     `group_rows` and `group_seconds` bound what a crash can lose; `segment_bytes` bounds memory while a
-    segment becomes parts; a full disk is waited for `full_disk_seconds`, in which `append` blocks.
+    segment becomes parts; a full disk is waited for `full_disk_seconds`, in which `append` blocks. Full means
+    that a group and the parts that its segment becomes would not fit.
     """
 
     def __init__(
@@ -171,11 +173,7 @@ class JournalWriter:
         raw = b"".join(waiting.frame for waiting in group) + encode_group([each.key for each in group])
         while self._fault is None:
             try:
-                if self._segment is None:
-                    stem = self._parts.next_stem()
-                    path = self._store.layout.journal(stem)
-                    self._segment = _Segment(path, encode_head(self._store.identity.teacher_id))
-                self._segment.append(raw)
+                self._write(raw)
                 return None
             except EnvironmentFault as fault:
                 if not _is_full_disk(fault) or time.monotonic() > give_up:
@@ -183,6 +181,14 @@ class JournalWriter:
                 else:
                     time.sleep(_RETRY_SECONDS)
         return self._fault
+
+    def _write(self, raw: bytes) -> None:
+        written = self._segment.size if self._segment is not None else 0
+        require_space(self._store.layout.journals, 2 * len(raw) + written)
+        if self._segment is None:
+            path = self._store.layout.journal(self._parts.next_stem())
+            self._segment = _Segment(path, encode_head(self._store.identity.teacher_id))
+        self._segment.append(raw)
 
     def _seal(self) -> None:
         """Hand the segment to the compactor; at most two wait, so a slow one slows the intake."""
