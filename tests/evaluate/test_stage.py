@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
+from raystill.evaluate.inputs import load_held_out
 from raystill.evaluate.models import count_stored_parameters, list_contestants
 from raystill.evaluate.results import load_results
 from raystill.evaluate.stage import STAGE, required_stages
 from raystill.run.paths import RunPaths
 from raystill.run.stage import execute
+from raystill.store.requests import Request, save_requests
 from raystill.text.prompt_table import save_prompts
 
 
@@ -98,6 +101,17 @@ def test_prompts_without_teacher_output_are_counted(copy: Any) -> None:
     execute(STAGE, copy.config, copy.paths)
     results = load_results(copy.paths.evaluation_results)
     assert (results.num_prompts, results.num_prompts_without_teacher_output) == (24, 3)
+
+
+def test_answers_are_found_by_the_names_that_their_prompts_have_in_this_run(copy: Any) -> None:
+    """Rows that were imported, or that another run paid for, bear other ids and sample indices."""
+    save_prompts(copy.paths.prompt_table, [replace(prompt, id=f"own-{prompt.id}") for prompt in copy.prompts])
+    requests = [Request(row.key, f"own-{row.prompt_id}", "eval") for row in copy.rows]
+    requests[1] = replace(requests[1], prompt_id=requests[0].prompt_id, sample_index=1)
+    save_requests(copy.paths.requests, requests)
+    held_out = load_held_out(copy.config, copy.paths)
+    assert [row.key for row in held_out.rows] == [copy.rows[0].key, *(row.key for row in copy.rows[2:])]
+    assert held_out.num_without_output == 1
 
 
 def test_a_missing_model_fails(copy: Any) -> None:

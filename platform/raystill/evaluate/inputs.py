@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raystill.config.schema import Config
@@ -13,7 +13,7 @@ from raystill.run.paths import RunPaths
 from raystill.store.identity import StoreIdentity
 from raystill.store.reader import iter_rows
 from raystill.store.records import TeacherRow
-from raystill.store.requests import load_request_keys
+from raystill.store.requests import Request, load_requests
 from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore, load_store
 from raystill.text.prompt_row import Prompt
@@ -52,12 +52,13 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         prompts = by_hash[: config.evaluation.max_samples]
     store = load_store(paths.store)
     with_signal = config.teacher.signals.num_logprobs > 0
-    answers = _load_answers(
-        store,
-        load_request_keys(paths.requests, "eval"),
-        {prompt.id for prompt in prompts},
-        with_signal=with_signal,
-    )
+    ids = {prompt.id for prompt in prompts}
+    requests = {
+        request.key: request
+        for request in load_requests(paths.requests)
+        if request.split == "eval" and request.prompt_id in ids
+    }
+    answers = _load_answers(store, requests, with_signal=with_signal)
     answered = [prompt for prompt in prompts if prompt.id in answers]
     return HeldOut(
         prompts=answered,
@@ -69,12 +70,18 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
 
 
 def _load_answers(
-    store: TeacherStore, keys: Collection[str], ids: Collection[str], *, with_signal: bool
+    store: TeacherStore, requests: Mapping[str, Request], *, with_signal: bool
 ) -> dict[str, TeacherRow]:
-    """The first sample of each prompt among the run's own requests."""
+    """The first sample of each prompt, by the prompt's id in this run.
+
+    The id and the index in a row are those of whoever stored it: another run, or the file it was imported
+    from.
+    """
     answers: dict[str, TeacherRow] = {}
-    for row in iter_rows(store, keys=keys, with_signal=with_signal):
-        known = answers.get(row.prompt_id)
-        if row.prompt_id in ids and (known is None or row.sample_index < known.sample_index):
-            answers[row.prompt_id] = row
+    first: dict[str, int] = {}
+    for row in iter_rows(store, keys=frozenset(requests), with_signal=with_signal):
+        request = requests[row.key]
+        if request.sample_index < first.get(request.prompt_id, request.sample_index + 1):
+            first[request.prompt_id] = request.sample_index
+            answers[request.prompt_id] = row
     return answers
