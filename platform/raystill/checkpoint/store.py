@@ -7,6 +7,9 @@
         manifest.json                                   step, sizes and sha256 of the files above
 
 A name that parses as a step proves nothing: only a directory whose manifest verifies is a checkpoint.
+
+Checkpoints of older schemas are read where they lie; who reads the state fills in what they lack
+(`train.old_state`), and the next save is of this schema. Version 1 had the sums of the open window as a list.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,8 @@ from raystill.run.failpoint import failpoint
 from raystill.run.manifest import FileRecord, record_files
 from raystill.run.publish import publish_directory, sha256_file, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_SCHEMA_VERSION = 1
 _STEP_NAME = re.compile(r"^step-([0-9]{8,})$")
 _GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 STATE_NAME = "state.json"
@@ -57,11 +61,13 @@ class CheckpointManifest(BaseModel):
 
 @dataclass(frozen=True)
 class CheckpointContent:
-    """A loaded checkpoint: tensors by group and name, on the CPU, and the JSON state."""
+    """A loaded checkpoint: tensors by group and name, on the CPU, and the JSON state, both as the program of
+    `schema_version` wrote them."""
 
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def load_checkpoint_manifest(path: Path) -> CheckpointManifest:
     except ValidationError as error:
         raise _damaged(file, _why_unreadable(raw)) from error
     expected = {f"{group}.safetensors" for group in manifest.groups} | {STATE_NAME}
-    if manifest.schema_version != SCHEMA_VERSION:
+    if not OLDEST_SCHEMA_VERSION <= manifest.schema_version <= SCHEMA_VERSION:
         raise _damaged(file, _why_unreadable(raw))
     if manifest.files.keys() != expected:
         raise _damaged(file, "it does not list the checkpoint's files")
@@ -178,6 +184,22 @@ def latest_valid(directory: Path) -> LatestCheckpoint:
     return LatestCheckpoint(None, None, tuple(passed_over))
 
 
+def refuse_newer(paths: Iterable[Path]) -> None:
+    """Raises DataError if one of `paths` is a checkpoint that a newer program saved, naming its version."""
+    for path in paths:
+        try:
+            version = json.loads((path / _MANIFEST_NAME).read_bytes()).get("schema_version")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise DataError(
+                f"the checkpoints were saved by a newer program: schema version {version}, this one reads "
+                f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}",
+                where=str(path),
+                fix="resume with that program, or start again with --fresh",
+            )
+
+
 def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     """Tensors and state of the checkpoint at `path`.
 
@@ -197,7 +219,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
         state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path / STATE_NAME, "it can't be read") from error
-    return CheckpointContent(step=manifest.step, tensors=tensors, state=state)
+    return CheckpointContent(manifest.step, tensors, state, manifest.schema_version)
 
 
 def _load_group(file: Path) -> dict[str, torch.Tensor]:
@@ -251,8 +273,8 @@ def _why_unreadable(raw: bytes) -> str:
         version = json.loads(raw).get("schema_version")
     except (ValueError, AttributeError):
         return "it is not a manifest"
-    if version != SCHEMA_VERSION:
-        return f"its schema version is {version!r}, this program reads {SCHEMA_VERSION}"
+    if version not in range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1):
+        return f"its schema version is {version!r}, this program reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
     return "it is not a manifest"
 
 

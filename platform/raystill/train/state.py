@@ -17,7 +17,8 @@ from torch import Tensor
 from raystill.checkpoint.store import CheckpointContent
 from raystill.errors import DataError
 from raystill.losses.balance import TermBalance
-from raystill.train.metrics import SUM_NAMES
+from raystill.train.metrics import SUM_NAMES, named_sums
+from raystill.train.old_state import current_state
 from raystill.train.settings import TrainSettings
 from raystill.train.sharding import copy_into, gather_whole, like
 from raystill.train.student import Student
@@ -80,14 +81,18 @@ class TrainState:
             "total_steps": self.total_steps,
             "counters": vars(self.counters),
             "balance": vars(self.balance),
-            "window_sums": self.window_sums_S.tolist(),
+            "window_sums": named_sums(self.window_sums_S),
             "scaler": self.scaler.state_dict(),
             "data_fingerprint": data_fingerprint,
         }
 
     def restore(self, content: CheckpointContent, data_fingerprint: str, where: Path) -> None:
-        """Continue from a checkpoint. Raises DataError if it belongs to another model or other data."""
-        if content.state["data_fingerprint"] != data_fingerprint:
+        """Continue from a checkpoint, also of an older schema.
+
+        Raises DataError if it belongs to another model or other data.
+        """
+        state = current_state(content)
+        if state["data_fingerprint"] != data_fingerprint:
             raise _foreign(where, "it was made from other training rows")
         parameters, stored = self.trainable(), content.tensors["model"]
         if parameters.keys() != stored.keys():
@@ -98,11 +103,12 @@ class TrainState:
                     raise _foreign(where, f"{name} has another shape")
                 copy_into(parameter, stored[name])
         self._restore_optimizer(content.tensors["optimizer"], parameters)
-        self.scaler.load_state_dict(content.state["scaler"])
-        self.step = int(content.state["step"])
-        self.counters = Counters(**content.state["counters"])
-        self.balance = TermBalance(**content.state["balance"])
-        self.window_sums_S = torch.tensor(content.state["window_sums"], dtype=torch.float64)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+        self.counters = Counters(**state["counters"])
+        self.balance = TermBalance(**state["balance"])
+        sums = [state["window_sums"].get(name, 0.0) for name in SUM_NAMES]
+        self.window_sums_S = torch.tensor(sums, dtype=torch.float64)
 
     def _restore_optimizer(
         self, stored: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from raystill.checkpoint.policy import milestone_steps
-from raystill.checkpoint.store import latest_valid, load_checkpoint
+from raystill.checkpoint.store import latest_valid, load_checkpoint, refuse_newer
 from raystill.errors import DivergenceError, EnvironmentFault
 from raystill.train.assembly import TrainJob, TrainRun, assemble
 from raystill.train.group import WorkerGroup
@@ -100,12 +100,15 @@ def run_steps(
 def restore_latest(run: TrainRun) -> None:
     """Continue from the newest checkpoint that verifies; a fresh run is left alone. Collective.
 
-    Raises EnvironmentFault where another worker sees a newer one: the run directory is not shared.
+    Raises EnvironmentFault where another worker sees a newer one: the run directory is not shared; DataError
+    where all that there is comes from a newer program.
     """
     directory = run.job.paths.checkpoints(run.job.stage)
     found = latest_valid(directory)
     run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
-    if found.path is not None:
+    if found.path is None:
+        refuse_newer(path for path, _ in found.passed_over)
+    else:
         content = load_checkpoint(found.path, verify=False)
         run.state.restore(content, run.data_fingerprint, found.path)
         run.source.restore(content.tensors.get("source", {}), run.state.step)

@@ -1,0 +1,34 @@
+"""The state of checkpoints that older programs saved, as this one would have written it.
+
+Version 1 had the sums of the open window as a bare list, whose meaning went by position, and at first neither
+a balance of the loss terms nor counts of spikes. Where such a list has another length than today's, the next
+line of metrics.jsonl covers the steps since the resume alone; weights and data order don't depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raystill.checkpoint.store import SCHEMA_VERSION, CheckpointContent
+from raystill.train.metrics import SUM_NAMES
+
+State = dict[str, Any]
+
+
+def current_state(content: CheckpointContent) -> State:
+    """The JSON state of `content` in this program's schema; the checkpoint itself is left as it is."""
+    state = content.state
+    for version in range(content.schema_version, SCHEMA_VERSION):
+        state = _MIGRATIONS[version](state)
+    return state
+
+
+def _name_window_sums(state: State) -> State:
+    """1 -> 2: sums by name; absent parts stay absent, for they begin at their defaults."""
+    values = state.get("window_sums", [])
+    named = dict(zip(SUM_NAMES, values, strict=True)) if len(values) == len(SUM_NAMES) else {}
+    return {"balance": {}, **state, "window_sums": named}
+
+
+_MIGRATIONS: dict[int, Callable[[State], State]] = {1: _name_window_sums}
