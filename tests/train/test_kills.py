@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from raystill.checkpoint.inspect import inspect_checkpoints
+from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.store import latest_valid
+from raystill.run.manifest import Manifest, load_manifest, save_manifest
 
+pytestmark = pytest.mark.soak
 NUM_KILLS = int(os.environ.get("RAYSTILL_SOAK_KILLS", "50"))
-RUN_IN_CHILD = """
+WAIT_SECONDS = 120
+LOOP_IN_CHILD = """
 import sys
 from pathlib import Path
 from raystill.config.schema import Config
@@ -31,9 +40,28 @@ config = Config.model_validate_json(Path(sys.argv[1]).read_text())
 print("ready", flush=True)
 train_worker(TrainJob(config, RunPaths.from_config(config), "distill", "cpu", 1), WorkerGroup(), Silent())
 """
+STAGE_IN_CHILD = """
+import sys
+from pathlib import Path
+from raystill.cluster.ray_session import ray_session
+from raystill.config.schema import Config
+from raystill.errors import RaystillError
+from raystill.run.paths import RunPaths
+from raystill.run.stage import execute
+from raystill.train.stage import DISTILL_STAGE
+
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+try:
+    with ray_session(config):
+        execute(DISTILL_STAGE, config, RunPaths.from_config(config))
+except RaystillError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+# What a process of Ray Train calls itself; the driver is the child that this test starts.
+VICTIMS = {"driver": "", "controller": "TrainController", "worker": "RayTrainWorker"}
 
 
-@pytest.mark.soak
 def test_random_kills_never_stop_a_resume_and_the_end_is_byte_equal(world: Any, tmp_path: Path) -> None:
     steps = {"steps": 1000, "save_every": 1, "checkpoint_cleanup": {"max_checkpoints": 2}}
     whole, killed = world.config("whole", training=steps), world.config("killed", training=steps)
@@ -46,7 +74,7 @@ def test_random_kills_never_stop_a_resume_and_the_end_is_byte_equal(world: Any, 
     reached, seconds = 0, []
     for _ in range(NUM_KILLS):
         child = subprocess.Popen(
-            [sys.executable, "-c", RUN_IN_CHILD, str(file)],
+            [sys.executable, "-c", LOOP_IN_CHILD, str(file)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,3 +95,110 @@ def test_random_kills_never_stop_a_resume_and_the_end_is_byte_equal(world: Any, 
     world.train(killed)
     assert world.weights(killed) == world.weights(whole)
     print(f"from start to the next saved step: {sorted(seconds)[len(seconds) // 2]:.2f} s (median)")
+
+
+@pytest.fixture
+def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray that outlives the drivers that join it."""
+    import ray
+
+    from raystill.cluster.ray_session import ray_session
+    from raystill.config.schema import Config
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(Config()):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.ray
+def test_driver_controller_and_worker_are_killed_and_the_end_is_byte_equal(
+    world: Any, ray_address: str, tmp_path: Path
+) -> None:
+    """The stage as a driver of its own runs it; every kill takes one of its three kinds of process."""
+    cleanup = {"max_checkpoints": 2, "min_free_space_gb": 0.0}
+    steps = {"steps": 200 * NUM_KILLS, "save_every": 20, "checkpoint_cleanup": cleanup}
+    whole, killed = world.config("whole", training=steps), world.config("killed", training=steps)
+    world.train(whole)
+    paths = world.paths(killed)
+    for stage in ("generate", "score"):
+        save_manifest(paths.stage_dir(stage), Manifest(stage=stage, fingerprint=stage, config={}, inputs={}))
+    world.list_requests(paths)
+    file = tmp_path / "config.json"
+    file.write_text(killed.model_dump_json())
+    random_ = random.Random(0)
+    hit: Counter[str] = Counter()
+    reached, seconds = 0, []
+    while hit.total() < NUM_KILLS:
+        victim = sorted(VICTIMS)[hit.total() % len(VICTIMS)]
+        with driver(file, ray_address, tmp_path / "driver.log") as child:
+            started = time.monotonic()
+            # Every other kill comes before the attempt has saved anything: while it starts, or resumes.
+            if hit.total() % 2:
+                wait_for_step(paths, reached, child)
+                seconds.append(time.monotonic() - started)
+            target = find_victim(victim, child)
+            time.sleep(random_.uniform(0.0, 1.5))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if target is not None:
+                    target.kill()
+            code = child.wait(timeout=WAIT_SECONDS)
+        if code == 0:  # it was faster than the kill
+            break
+        hit[victim] += 1
+        assert code == (-9 if victim == "driver" else 4), (victim, (tmp_path / "driver.log").read_text())
+        found = latest_valid(paths.checkpoints("distill"))
+        assert found.passed_over == () and (found.step or 0) >= reached
+        reached = found.step or 0
+    assert hit.total() > 0
+    if load_manifest(paths.stage_dir("distill")) is None:
+        with driver(file, ray_address, tmp_path / "driver.log") as child:
+            assert child.wait(timeout=WAIT_SECONDS * 10) == 0, (tmp_path / "driver.log").read_text()
+    assert world.weights(killed) == world.weights(whole)
+    rules = RetentionRules.from_config(killed, 200 * NUM_KILLS)
+    kept = inspect_checkpoints(paths.checkpoints("distill"), rules, strict=True)
+    assert [facts.damage for facts in kept] == [None] * len(kept)
+    middle = sorted(seconds)[len(seconds) // 2] if seconds else 0.0
+    print(f"{dict(hit)}; from a driver's start to its next saved step: {middle:.1f} s (median)")
+
+
+@contextlib.contextmanager
+def driver(config: Path, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The stage in a process of its own, which is gone when the body ends."""
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-c", STAGE_IN_CHILD, str(config)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": address},
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def find_victim(name: str, child: subprocess.Popen[bytes]) -> psutil.Process | subprocess.Popen[bytes] | None:
+    """The youngest process of that kind below this one, once there is one; None where the driver has ended."""
+    if name == "driver":
+        return child
+    deadline = time.monotonic() + WAIT_SECONDS
+    while child.poll() is None:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if VICTIMS[name] in " ".join(process.cmdline()):
+                    found.append((process.create_time(), process))
+        if found:
+            return max(found, key=lambda item: item[0])[1]
+        assert time.monotonic() < deadline, f"no {name} was started"
+        time.sleep(0.05)
+    return None
+
+
+def wait_for_step(paths: Any, reached: int, child: subprocess.Popen[bytes]) -> None:
+    """Return when a later step than `reached` is saved, or the driver has ended."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (latest_valid(paths.checkpoints("distill")).step or 0) <= reached and child.poll() is None:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.1)

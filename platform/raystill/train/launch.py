@@ -43,8 +43,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train `stage` on the Ray that is running, and return the first worker's summary.
 
-    Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for or a
-    worker died.
+    Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for, or a
+    worker or Ray's controller died.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -91,6 +91,12 @@ def run_training(
             result = _fit(trainer.fit, tail, on_progress, paths.stop_request(stage))
         except TrainingFailedError as error:
             raise translate_failure(error, paths.checkpoints(stage)) from error
+        except ray.exceptions.RayActorError as error:
+            raise EnvironmentFault(
+                "Ray Train's controller died",
+                where=str(paths.checkpoints(stage)),
+                fix="run again: it resumes from the newest checkpoint",
+            ) from error
     summary: dict[str, Any] = result.return_value
     return summary
 
