@@ -58,6 +58,8 @@ def test_equals_the_definition_in_float64(run: Any, student: Any) -> None:
         assert agreement.kl_sum == pytest.approx(kl, rel=1e-4)
         assert agreement.nll_sum == pytest.approx(nll, rel=1e-4)
         assert agreement.top1_matches == matches
+        assert agreement.bins is not None
+        assert sum(agreement.bins.counts) == agreement.num_tokens
 
 
 def test_the_teacher_agrees_with_itself(run: Any) -> None:

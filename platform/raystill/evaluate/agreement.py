@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from raystill.errors import DataError
+from raystill.evaluate.calibration import ReliabilityBins, bin_confidences
 from raystill.losses.teachers import TopKTeacher
 from raystill.losses.topk_divergence import compute_topk_divergence
 from raystill.store.records import TeacherRow
@@ -26,13 +27,15 @@ class RowAgreement:
 
     `kl_sum` is KL(teacher || student) over the stored tokens and the tail as one more outcome (never above
     the KL over the whole vocabulary), `top1_matches` counts tokens where both have the same favourite, and
-    `nll_sum` is minus the student's logprob of the teacher's tokens.
+    `nll_sum` is minus the student's logprob of the teacher's tokens. `bins` hold how sure the student was of
+    its favourite, and how often that was the teacher's token.
     """
 
     num_tokens: int
     nll_sum: float
     kl_sum: float | None
     top1_matches: int | None
+    bins: ReliabilityBins | None = None
 
 
 def measure_agreement(
@@ -110,8 +113,9 @@ def _measure_row(logits_NV: torch.Tensor, row: TeacherRow) -> RowAgreement:
         raise DataError("the model computes logits that are not finite", fix="train it again")
     target_N = torch.tensor(row.completion_token_ids.tolist(), device=logits_NV.device)
     nll = torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")
+    bins = bin_confidences(logits_NV, target_N)
     if row.signal is None:
-        return RowAgreement(len(target_N), float(nll), None, None)
+        return RowAgreement(len(target_N), float(nll), None, None, bins)
     ids_NK = torch.from_numpy(row.signal.topk_ids_TK.astype("int64")).to(logits_NV.device)
     teacher = TopKTeacher(
         ids_NK,
@@ -120,4 +124,4 @@ def _measure_row(logits_NV: torch.Tensor, row: TeacherRow) -> RowAgreement:
     )
     kl_N = compute_topk_divergence(logits_NV, teacher, "forward_kl")
     matches = (logits_NV.argmax(dim=-1) == ids_NK[:, 0]).sum()
-    return RowAgreement(len(target_N), float(nll), float(kl_N.double().sum()), int(matches))
+    return RowAgreement(len(target_N), float(nll), float(kl_N.double().sum()), int(matches), bins)

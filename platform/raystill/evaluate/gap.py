@@ -16,6 +16,7 @@ import numpy as np
 
 from raystill.errors import DataError
 from raystill.evaluate.agreement import RowAgreement
+from raystill.evaluate.calibration import measure_calibration
 from raystill.evaluate.intervals import (
     Float64Array,
     NoGapError,
@@ -120,6 +121,10 @@ def build_row(outputs: ModelOutputs, prompts: Sequence[Prompt]) -> RowResult:
         kl_to_teacher=_token_mean(outputs.agreement, lambda row: row.kl_sum),
         top1_agreement=_token_mean(outputs.agreement, lambda row: row.top1_matches),
         perplexity=_exponential(perplexity),
+        token_accuracy=_token_mean(
+            outputs.agreement, lambda row: None if row.bins is None else sum(row.bins.num_right)
+        ),
+        calibration_error=_calibration_error(outputs.agreement),
         mean_completion_tokens=float(np.mean(outputs.num_tokens)),
         num_empty=sum(verdict.empty for verdict in outputs.verdicts),
         num_cut_off=sum(reason == "length" for reason in outputs.finish_reasons),
@@ -182,6 +187,11 @@ def _token_mean(
         return None
     table = np.asarray(pairs, dtype=np.float64)
     return Estimate.from_interval(compute_ratio_interval(table[:, 0], table[:, 1]))
+
+
+def _calibration_error(agreement: list[RowAgreement | None] | None) -> Estimate | None:
+    bins = [row.bins for row in agreement or [] if row is not None and row.bins is not None]
+    return Estimate.from_interval(measure_calibration(bins)) if bins else None
 
 
 def _exponential(estimate: Estimate | None) -> Estimate | None:

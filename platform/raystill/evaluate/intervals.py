@@ -65,6 +65,24 @@ def compute_ratio_interval(sums_P: Float64Array, weights_P: Float64Array, *, see
     return Interval(value, min(value, float(low)), max(value, float(high)), n)
 
 
+def compute_calibration_interval(excess_PM: Float64Array, weights_P: Float64Array) -> Interval:
+    """sum over bins of |sum over prompts of excess| / sum(weights), with a bootstrap over the P prompts.
+
+    `excess_PM` is, per prompt and bin, the sum of confidences minus the number right; `weights_P` the number
+    of tokens. A sample's error is a little above the true one (chance never cancels in an absolute value),
+    and a resample's above the sample's; the interval is not corrected for it. Raises ValueError without
+    weight.
+    """
+    n = len(excess_PM)
+    if n == 0 or len(weights_P) != n or float(weights_P.sum()) <= 0:
+        raise ValueError("nothing to average")
+    resampled = _resample(np.concatenate([excess_PM, weights_P[:, None]], axis=1), 0)
+    errors = np.abs(resampled[:, :-1]).sum(axis=1) / np.maximum(resampled[:, -1], np.finfo(np.float64).tiny)
+    low, high = np.percentile(errors, [2.5, 97.5])
+    value = float(np.abs(excess_PM.sum(axis=0)).sum() / weights_P.sum())
+    return Interval(value, min(value, float(low)), max(value, float(high)), n)
+
+
 def compute_gap_closed(
     before_P: Float64Array,
     after_P: Float64Array,

@@ -38,7 +38,9 @@ class Estimate(_Record):
 class RowResult(_Record):
     """One model of the gap table. A metric that the data can't answer is None, never 0.
 
-    Rates are shares of prompts; `kl_to_teacher` is in nats per token of the teacher's completions.
+    Rates are shares of prompts; `kl_to_teacher` is in nats per token of the teacher's completions, on which
+    `token_accuracy` is how often the favourite token is the one that stands there, and `calibration_error`
+    how far its probability is from that (`calibration`).
     """
 
     key: RowKey
@@ -54,6 +56,8 @@ class RowResult(_Record):
     kl_to_teacher: Estimate | None = None
     top1_agreement: Estimate | None = None
     perplexity: Estimate | None = None
+    token_accuracy: Estimate | None = None
+    calibration_error: Estimate | None = None
     mean_completion_tokens: float = 0.0
     num_empty: int = 0
     num_cut_off: int = 0

@@ -127,7 +127,7 @@ def _teacher_decoding(config: Config) -> str:
 def _headline_metrics(results: Results) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for row in results.rows:
-        for name in ("exact_match", "kl_to_teacher", "top1_agreement", "perplexity"):
+        for name in ("exact_match", "kl_to_teacher", "top1_agreement", "perplexity", "calibration_error"):
             estimate = getattr(row, name)
             if estimate is not None:
                 metrics[f"eval/{row.key}/{name}"] = estimate.value
