@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+# Tests share the cores: threads that spin at a barrier take them from whom they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A busy machine is no fault of the code: examples have no deadline and may be drawn slowly.
+settings.register_profile("raystill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raystill")
 
 
 def _load_builder(name: str) -> ModuleType:

@@ -113,13 +113,11 @@ def test_a_second_run_skips_everything_without_ray_or_torch(finished: tuple[Path
         "assert not {'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules), 'heavy import'\n"
         "sys.exit(code)"
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 10
     assert done.stderr.count("complete already") == len(STEPS)
     assert "report.html" in done.stdout and "Next:" in done.stdout
     assert "held-out prompts" in done.stdout

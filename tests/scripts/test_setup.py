@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,9 +79,7 @@ def test_a_prepared_environment_is_taken_at_once_and_only_for_what_it_has(tmp_pa
     ).stdout.strip()  # fmt: skip
     done_file = venv / "raystill-setup.json"
     done_file.write_text(json.dumps({"stamp": stamp, "dev": False}), encoding="utf-8")
-    started = time.monotonic()
     assert set_up(venv).returncode == 0
-    assert time.monotonic() - started < 5
     blocked = {"RAYSTILL_SETUP_FREE_GB": "1000000000"}
     assert set_up(venv, **blocked).returncode == 0
     assert set_up(venv, "--dev", **blocked).returncode == 4

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, DataError, EnvironmentFault
+from raystill.errors import ConfigError, DataError, EnvironmentFault, RemoteError
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths
 from raystill.run.stage import StageContext, StageOutcome, execute
@@ -93,6 +93,23 @@ class TestOnOneRay:
         assert len(train) == 3
         held_out = load_requests(paths.requests)
         assert {request.sample_index for request in held_out if request.split == "eval"} == {0}
+
+    def test_of_changed_prompts_only_the_new_ones_are_asked_and_only_on_request(
+        self, make_config: MakeConfig, save_prompt_table: SavePrompts
+    ) -> None:
+        """F33."""
+        config = make_config()
+        save_prompt_table(config, 30)
+        assert run_generate(config).manifest.counts["done"] == 30
+        paths = save_prompt_table(config, 40)
+        with pytest.raises(ConfigError, match="input prepare: made from another version") as caught:
+            run_generate(config)
+        assert "--accept-new-data" in str(caught.value)
+        grown = execute(GENERATE_STAGE, config, paths, accept_new_data=True).manifest
+        assert (grown.counts["requests"], grown.counts["reused"], grown.counts["done"]) == (40, 30, 40)
+        asked = [request.key for request in load_requests(paths.requests)]
+        assert sorted(all_keys(load_store(paths.store))) == asked
+        assert run_generate(config).skipped
 
     def test_a_preview_stores_real_rows(
         self, make_config: MakeConfig, save_prompt_table: SavePrompts
@@ -206,6 +223,27 @@ class TestOnOneRay:
         with pytest.raises(EnvironmentFault, match="could not load the teacher"):
             run_generate(config)
 
+    def test_a_dead_ray_is_said_with_its_exit_code_and_the_stage_goes_on(
+        self, make_config: MakeConfig, save_prompt_table: SavePrompts
+    ) -> None:
+        """F3, with the raylet of a Ray that the driver has started."""
+        config = make_config()
+        paths = save_prompt_table(config, 600)
+        driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "0.8"})
+        before = wait_for_rows(paths, 1, driver)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        (raylet,) = [process for process in family if process.name() == "raylet"]
+        raylet.kill()
+        code = driver.wait(timeout=120)
+        said = (Path(config.run.dir) / "driver.log").read_text()
+        assert code == RemoteError.exit_code, said[-4000:]
+        assert "Ray died: its process raylet" in said and "run the same command again" in said
+        assert psutil.wait_procs(family, timeout=120)[1] == []
+        manifest = run_generate(config).manifest
+        assert manifest.counts["done"] == 600 and manifest.counts["reused"] >= len(before)
+        report = verify_store(paths.store)
+        assert report.ok and report.num_duplicates == 0
+
 
 def spawn_driver(config: Config, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(Path(__file__).with_name("killed_driver.py")), config.model_dump_json()]
@@ -234,7 +272,7 @@ def wait_for_rows(paths: RunPaths, number: int, driver: subprocess.Popen[bytes])
 
 def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
     """The actor's process; Ray puts the actor's class into its title while it works."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:

@@ -18,7 +18,7 @@ def _reached(num_rows: int, steps: list[int]) -> list[int]:
         for rows in steps:
             milestones.advance(rows)
         milestones.end()
-        return reached.result(timeout=10)
+        return reached.result(timeout=60)
 
 
 @given(st.integers(1, 300), st.integers(0, 300))

@@ -103,7 +103,7 @@ def test_an_interrupted_driver_asks_first_and_waits(tmp_path: Path) -> None:
     saved = threading.Event()
 
     def fit() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not request.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         saved.set()

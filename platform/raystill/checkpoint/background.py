@@ -28,7 +28,12 @@ class BackgroundWriter:
     """Runs one publishing function at a time on a copy of the tensors. Use it from one thread."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="raystill-checkpoint")
+        # One thread of computation: with a team of its own this thread would make OpenMP count more threads
+        # than cores, and training's own team would from then on sleep at every barrier (a step of a small
+        # model took 1.7 times as long after the first save).
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix="raystill-checkpoint", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._in_flight: Future[Path] | None = None
         self._copied = threading.Event()
         self._copied.set()

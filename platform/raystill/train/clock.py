@@ -7,7 +7,7 @@ optimizer, which reads the gradient's norm): the sum is right, the split is the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -16,33 +16,34 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class StepClock:
-    """Adds up seconds per part until it is read."""
+    """Adds up seconds per part until it is read. `now` is for tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._started = time.perf_counter()
+        self._started = now()
 
     @contextmanager
     def measure(self, part: Part) -> Iterator[None]:
         """Count the time inside as `part`'s."""
-        started = time.perf_counter()
+        started = self._now()
         try:
             yield
         finally:
-            self._seconds[part] += time.perf_counter() - started
+            self._seconds[part] += self._now() - started
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time inside out of the window."""
-        started = time.perf_counter()
+        started = self._now()
         try:
             yield
         finally:
-            self._started += time.perf_counter() - started
+            self._started += self._now() - started
 
     def read(self) -> tuple[float, dict[str, float]]:
         """Seconds of the window, and each part's share of them; a new window begins."""
-        now = time.perf_counter()
+        now = self._now()
         seconds = max(now - self._started, 1e-9)
         shares = {f"time/{part}": spent / seconds for part, spent in self._seconds.items()}
         self._seconds = dict.fromkeys(PARTS, 0.0)
