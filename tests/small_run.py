@@ -121,6 +121,7 @@ def build_config(root: Path, teacher: Path, **sections: Any) -> Config:
     values: dict[str, Any] = {
         "run": {"name": "small", "dir": str(root)},
         "teacher": {
+            "base": {"cut_off": "train"},  # random weights seldom end an answer
             "open": {
                 "model": {"name": str(teacher)},
                 "pipeline": {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False},

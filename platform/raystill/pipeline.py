@@ -163,22 +163,30 @@ def run_pipeline(
     loaded: LoadedConfig,
     *,
     fresh: bool = False,
+    accept_new_data: bool = False,
     until: Step | None = None,
     observer: Observer | None = None,
 ) -> RunResult:
     """Run the whole graph (up to `until`, if given) and write the report of what was trained.
 
-    Complete stages are skipped, half-done ones go on, `fresh` replaces them all.
+    Complete stages are skipped, half-done ones go on, `fresh` replaces them all. With `accept_new_data`
+    prompt sources may have changed: stages up to curate do what is new.
     Raises RaystillError as the stages do, ConfigError if `until` is not a step of this run.
     """
-    return _run(_steps_until(loaded.config, until), loaded, fresh, observer or SilentObserver())
+    steps, how = _steps_until(loaded.config, until), _How(fresh, accept_new_data)
+    return _run(steps, loaded, how, observer or SilentObserver())
 
 
 def run_stage(
-    name: Step, loaded: LoadedConfig, *, fresh: bool = False, observer: Observer | None = None
+    name: Step,
+    loaded: LoadedConfig,
+    *,
+    fresh: bool = False,
+    accept_new_data: bool = False,
+    observer: Observer | None = None,
 ) -> RunResult:
     """Run one step. Raises DataError where the output of a stage before it is missing."""
-    return _run([name], loaded, fresh, observer or SilentObserver())
+    return _run([name], loaded, _How(fresh, accept_new_data), observer or SilentObserver())
 
 
 def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer | None = None) -> Preview:
@@ -237,7 +245,15 @@ def _steps_until(config: Config, until: Step | None) -> list[Step]:
     return steps[: steps.index(until) + 1]
 
 
-def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observer) -> RunResult:
+@dataclass(frozen=True)
+class _How:
+    """What becomes of output that is there already, and was made from something else."""
+
+    fresh: bool
+    accept_new_data: bool
+
+
+def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer) -> RunResult:
     config = loaded.config
     paths = RunPaths.from_config(config)
     require_supported(loaded, [name for name in steps if name != "report"])
@@ -249,22 +265,23 @@ def _run(steps: list[Step], loaded: LoadedConfig, fresh: bool, observer: Observe
         for position, name in enumerate(steps, 1):
             observer.step_started(name, position, len(steps))
             if name == "report":
-                result = _run_report(config, paths, must_build=fresh or len(steps) == 1)
+                result = _run_report(config, paths, must_build=how.fresh or len(steps) == 1)
             else:
-                result = _run_one(load_stage(name), config, paths, fresh, ray, observer)
+                result = _run_one(load_stage(name), config, paths, how, ray, observer)
             observer.step_finished(result)
             results.append(result)
     return RunResult(paths, tuple(results), time.monotonic() - started)
 
 
 def _run_one(
-    stage: Stage, config: Config, paths: RunPaths, fresh: bool, ray: _RaySession, observer: Observer
+    stage: Stage, config: Config, paths: RunPaths, how: _How, ray: _RaySession, observer: Observer
 ) -> StepResult:
     outcome = execute(
         stage,
         config,
         paths,
-        fresh=fresh,
+        fresh=how.fresh,
+        accept_new_data=how.accept_new_data,
         on_event=observer.event,
         before_work=partial(ray.start, stage.name) if stage.needs_ray else None,
     )

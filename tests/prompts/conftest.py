@@ -31,9 +31,12 @@ class PreparedRun:
         run = {"dir": str(self.root / "runs"), "name": "test"}
         return Config.model_validate({"run": run, "prompts": prompts, "teacher": teacher, **sections})
 
-    def prepare(self, *sources: dict[str, Any], fresh: bool = False, **sections: Any) -> StageOutcome:
+    def prepare(
+        self, *sources: dict[str, Any], fresh: bool = False, accept_new_data: bool = False, **sections: Any
+    ) -> StageOutcome:
         """Execute the stage as every front end does."""
-        return execute(STAGE, self.config(*sources, **sections), self.paths, fresh=fresh)
+        config = self.config(*sources, **sections)
+        return execute(STAGE, config, self.paths, fresh=fresh, accept_new_data=accept_new_data)
 
     def left_behind(self) -> list[str]:
         """What a refused run wrote, besides its log."""

@@ -182,15 +182,91 @@ def test_a_damaged_manifest_or_start_record_is_an_error_that_fresh_repairs(tmp_p
     assert not execute(PREPARE, config, paths, fresh=True).skipped
 
 
-def test_a_newer_manifest_is_refused_with_both_versions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"schema_version": 2, "attempts": 1}, {"schema_version": 0}])
+def test_a_manifest_of_another_schema_names_who_wrote_it(tmp_path: Path, other: dict[str, Any]) -> None:
+    """F31: whatever fields it has, the versions are said, not that it is unreadable."""
     config, paths = make(tmp_path)
     execute(PREPARE, config, paths)
     path = paths.stage_dir("prepare") / "manifest.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"schema_version": 2}), encoding="utf-8"
-    )
-    with pytest.raises(DataError, match="schema version 2, this program reads 1"):
+    facts = json.loads(path.read_text(encoding="utf-8")) | {"code_version": "7.1"} | other
+    if other["schema_version"] == 0:
+        del facts["fingerprint"]
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    version = other["schema_version"]
+    with pytest.raises(
+        DataError, match=rf"raystill 7\.1 and has schema version {version}, this program reads 1"
+    ):
         execute(PREPARE, config, paths)
+    assert not execute(PREPARE, config, paths, fresh=True).skipped
+
+
+def growing(external: dict[str, str]) -> tuple[Stage, Stage]:
+    """Both stages take new data; the first reads `external`, of which "tools" must stay as it is."""
+    prepare = replace(
+        PREPARE,
+        external_inputs=lambda config: dict(external),
+        grows=True,
+        fixed_inputs=("tools",),
+        describe_new_data=lambda config, paths: ["2 prompts new: a, b"],
+        body=lambda context: replace(prepare_body(context), content=dict(external)),
+    )
+    return prepare, replace(GENERATE, grows=True)
+
+
+def test_changed_data_is_refused_with_what_it_changes_unless_accepted(tmp_path: Path) -> None:
+    """F33."""
+    config, paths = make(tmp_path)
+    external = {"questions.jsonl": "aaa", "tools": "t"}
+    prepare, generate = growing(external)
+    for stage in (prepare, generate):
+        execute(stage, config, paths)
+    before = load_manifest(paths.stage_dir("prepare"))
+    external["questions.jsonl"] = "bbb"
+    with pytest.raises(ConfigError) as caught:
+        execute(prepare, config, paths)
+    assert "file:questions.jsonl: made from another version\n    2 prompts new: a, b" in str(caught.value)
+    assert "--accept-new-data" in str(caught.value)
+    assert load_manifest(paths.stage_dir("prepare")) == before
+    assert not execute(prepare, config, paths, accept_new_data=True).skipped
+    assert execute(prepare, config, paths).skipped
+    with pytest.raises(ConfigError, match="--accept-new-data"):
+        execute(generate, config, paths)
+    grown = execute(generate, config, paths, accept_new_data=True)
+    assert grown.manifest.counts == {"found": 1}  # it went on from what it had
+    assert execute(generate, config, paths, accept_new_data=True).skipped
+
+
+def test_settings_and_fixed_inputs_are_never_accepted(tmp_path: Path) -> None:
+    config, paths = make(tmp_path)
+    external = {"questions.jsonl": "aaa", "tools": "t"}
+    prepare, _ = growing(external)
+    execute(prepare, config, paths)
+    external["questions.jsonl"] = "bbb"
+    other, _ = make(tmp_path, prompts={"split_seed": 4})
+    with pytest.raises(ConfigError, match="split_seed") as caught:
+        execute(prepare, other, paths, accept_new_data=True)
+    assert "--accept-new-data" not in str(caught.value)
+    external["tools"] = "u"
+    with pytest.raises(ConfigError, match="file:tools"):
+        execute(prepare, config, paths, accept_new_data=True)
+    with pytest.raises(ConfigError, match="file:tools"):
+        execute(replace(prepare, grows=False), config, paths, accept_new_data=True)
+
+
+def test_new_data_that_was_accepted_before_a_kill_needs_no_second_word(tmp_path: Path) -> None:
+    config, paths = make(tmp_path)
+    external = {"questions.jsonl": "aaa"}
+    prepare, _ = growing(external)
+    execute(prepare, config, paths)
+    external["questions.jsonl"] = "bbb"
+
+    def fail(context: StageContext) -> StageResult:
+        raise DataError("the disk is slow")
+
+    with pytest.raises(DataError, match="slow"):
+        execute(replace(prepare, body=fail), config, paths, accept_new_data=True)
+    assert load_manifest(paths.stage_dir("prepare")) is None
+    assert not execute(prepare, config, paths).skipped
 
 
 def test_a_stage_directory_that_is_a_file_is_an_environment_fault(tmp_path: Path) -> None:

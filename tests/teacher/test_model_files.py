@@ -28,6 +28,14 @@ def test_a_sound_checkpoint_is_described(teacher_dir: Path) -> None:
     assert files.weight_bytes > 100_000
 
 
+@pytest.mark.parametrize("said", [10**30, 1e30, 0, None, "many"])
+def test_a_number_that_is_no_context_is_not_believed(copied: Path, said: object) -> None:
+    """I21: such sentinels stand where nobody knew a length."""
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"max_position_embeddings": said}))
+    assert locate_model(OpenModel(name=str(copied))).context_length == 2048
+
+
 def test_the_hash_follows_the_weights(copied: Path, teacher_dir: Path) -> None:
     before = locate_model(OpenModel(name=str(copied))).weights_sha256()
     assert before == locate_model(OpenModel(name=str(teacher_dir))).weights_sha256()

@@ -21,16 +21,15 @@ from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.train.batches import collate
 from raystill.train.encode import (
     RowEncoder,
-    TokenMatch,
     TrainingData,
     choose_held_out,
     load_training_data,
-    match_tokenizers,
 )
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
 from raystill.train.signal_arrays import fold_into_tail
+from raystill.train.token_match import TokenMatch, match_tokenizers
 
 SAME = TokenMatch(same_ids=True, same_template=True)
 
@@ -294,6 +293,7 @@ def test_what_does_not_fit_is_told_with_a_length_that_would(empty_world: Any, ro
     lengths = sorted(len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows)
     assert len(kept) == sum(length <= 30 for length in lengths)
     assert f"the longest {lengths[-1]}" in note and "training.max_seq_len" in note
+    assert f"rows by length: 1-64: {len(lengths)};" in note
     roomy = RowEncoder(settings(empty_world, "sft"), empty_world.chat, SAME, 259, 128)
     roomy.encode_all(rows, {})
     assert roomy.lengths.describe_loss() == ()

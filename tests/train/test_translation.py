@@ -10,7 +10,7 @@ import pytest
 
 from raystill.errors import DataError
 from raystill.text.chat import load_chat_format
-from raystill.train.encode import match_tokenizers
+from raystill.train.token_match import match_tokenizers
 
 
 def student_config(world: Any, tokenizer: Any) -> Any:
@@ -62,8 +62,9 @@ def test_a_token_that_is_missing_is_shown(world: Any, tokenizer_maker: Any) -> N
 
 def test_a_completion_that_cannot_be_said_is_left_out(world: Any, tokenizer_maker: Any, rows: Any) -> None:
     from raystill.text.vocabulary import MISSING, map_vocabulary
-    from raystill.train.encode import RowEncoder, TokenMatch
+    from raystill.train.encode import RowEncoder
     from raystill.train.settings import resolve_settings
+    from raystill.train.token_match import TokenMatch
 
     config = student_config(world, tokenizer_maker(extra=("ab",)))
     chat = load_chat_format(str(config.student.tokenizer))

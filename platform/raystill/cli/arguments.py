@@ -22,6 +22,10 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, as in --set run.seed=1. Repeatable."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace what is there instead of going on with it.")]
+AcceptNewData = Annotated[
+    bool,
+    typer.Option("--accept-new-data", help="Prompt sources have changed: go on, and do only what is new."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan of this command and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

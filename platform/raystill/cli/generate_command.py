@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from raystill.cli.arguments import ConfigFiles, Debug, DryRun, Fresh, Json, Overrides, load_from_options
+from raystill.cli.arguments import (
+    AcceptNewData,
+    ConfigFiles,
+    Debug,
+    DryRun,
+    Fresh,
+    Json,
+    Overrides,
+    load_from_options,
+)
 from raystill.cli.environment import quiet_libraries
 from raystill.cli.run_commands import STAGE_HELP, run_steps
 from raystill.cli.terminal import RESULTS, human_seconds, print_json
@@ -31,13 +40,14 @@ def generate(
     overrides: Overrides = None,
     preview: PreviewRows = None,
     fresh: Fresh = False,
+    accept_new_data: AcceptNewData = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     loaded = load_from_options(config, overrides)
     if preview is None or dry_run:
-        run_steps("generate", loaded, None, fresh, dry_run, as_json)
+        run_steps("generate", loaded, None, fresh, dry_run, as_json, accept_new_data=accept_new_data)
     else:
         _show_preview(loaded, preview, as_json)
 

@@ -23,6 +23,7 @@ from raystill.cli.store_commands import store_app
 from raystill.cli.terminal import LOG, error_json, print_json, print_problems
 from raystill.cli.tune_command import tune
 from raystill.errors import EXIT_INTERRUPTED, RaystillError
+from raystill.run.abort import say_aborts
 
 EPILOG = (
     "Every command takes --config A.yaml B.yaml ... (later files win) and --set key=value. Exit codes: 2 "
@@ -63,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> int:
     """Run an app so that every error is a message and an exit code; only --debug shows a traceback."""
     debug = "--debug" in arguments
+
+    def say(error: RaystillError) -> None:
+        if "--json" in arguments:
+            print_json(error_json(error))
+        print_problems(error.problems)
+
+    say_aborts(say)
     if not debug:
         sys.excepthook = _explain_unexpected
     command = typer.main.get_command(app)
@@ -71,9 +79,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> int:
     except RaystillError as error:
         if debug:
             traceback.print_exc()
-        if "--json" in arguments:
-            print_json(error_json(error))
-        print_problems(error.problems)
+        say(error)
         return error.exit_code
     except SystemExit as stop:
         if stop.code == EXIT_INTERRUPTED:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raystill.cli.arguments import ConfigFiles, Debug, DryRun, Fresh, Json, Overrides, load_from_options
+from raystill.cli.arguments import (
+    AcceptNewData,
+    ConfigFiles,
+    Debug,
+    DryRun,
+    Fresh,
+    Json,
+    Overrides,
+    load_from_options,
+)
 from raystill.cli.environment import quiet_libraries
 from raystill.cli.terminal import LOG, RESULTS, human_seconds, print_json, print_table
 
@@ -27,6 +36,8 @@ STAGE_HELP = {
     "export": "Write the student as files that other programs load, and verify them.",
     "report": "Write report.html, one self-contained page.",
 }
+# Besides generate and score: with changed prompts they do what is new, and keep what they have.
+_GROWING_STAGES = ("prepare", "grade", "curate")
 Probe = Annotated[
     int | None,
     typer.Option("--probe", metavar="ROWS", help="Compare the engine with another one on so many rows."),
@@ -39,18 +50,22 @@ def run(
     overrides: Overrides = None,
     until: Until = None,
     fresh: Fresh = False,
+    accept_new_data: AcceptNewData = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Run the whole pipeline: complete stages are skipped, the others go on where they stopped."""
-    run_steps(None, load_from_options(config, overrides), until, fresh, dry_run, as_json)
+    loaded = load_from_options(config, overrides)
+    run_steps(None, loaded, until, fresh, dry_run, as_json, accept_new_data=accept_new_data)
 
 
 def make_stage_command(name: str) -> Callable[..., None]:
     """The command function of one step."""
     if name == "score":
         return score
+    if name in _GROWING_STAGES:
+        return _make_growing_command(name)
 
     def command(
         config: ConfigFiles = None,
@@ -66,11 +81,29 @@ def make_stage_command(name: str) -> Callable[..., None]:
     return command
 
 
+def _make_growing_command(name: str) -> Callable[..., None]:
+    def command(
+        config: ConfigFiles = None,
+        overrides: Overrides = None,
+        fresh: Fresh = False,
+        accept_new_data: AcceptNewData = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        loaded = load_from_options(config, overrides)
+        run_steps(name, loaded, None, fresh, dry_run, as_json, accept_new_data=accept_new_data)
+
+    command.__doc__ = STAGE_HELP[name]
+    return command
+
+
 def score(
     config: ConfigFiles = None,
     overrides: Overrides = None,
     probe: Probe = None,
     fresh: Fresh = False,
+    accept_new_data: AcceptNewData = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -78,11 +111,19 @@ def score(
     """Add the teacher's distributions to completions that have none."""
     if probe is not None:
         overrides = [*(overrides or []), f"teacher.signals.probe_rows={probe}"]
-    run_steps("score", load_from_options(config, overrides), None, fresh, dry_run, as_json)
+    loaded = load_from_options(config, overrides)
+    run_steps("score", loaded, None, fresh, dry_run, as_json, accept_new_data=accept_new_data)
 
 
 def run_steps(
-    name: str | None, loaded: LoadedConfig, until: str | None, fresh: bool, dry_run: bool, as_json: bool
+    name: str | None,
+    loaded: LoadedConfig,
+    until: str | None,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    accept_new_data: bool = False,
 ) -> None:
     """Run one step (or all, for None) with progress, and print what came out."""
     if dry_run:
@@ -97,9 +138,13 @@ def run_steps(
     observer = TerminalObserver()
     if name is None:
         wanted = None if until is None else parse_step(until)
-        result = run_pipeline(loaded, fresh=fresh, until=wanted, observer=observer)
+        result = run_pipeline(
+            loaded, fresh=fresh, accept_new_data=accept_new_data, until=wanted, observer=observer
+        )
     else:
-        result = run_stage(parse_step(name), loaded, fresh=fresh, observer=observer)
+        result = run_stage(
+            parse_step(name), loaded, fresh=fresh, accept_new_data=accept_new_data, observer=observer
+        )
     LOG.print(f"{len(result.steps)} steps in {human_seconds(result.seconds)}")
     if as_json:
         print_json(result.to_json())
@@ -142,14 +187,17 @@ def _print_next(loaded: LoadedConfig) -> None:
         ("see where a value comes from", f"raystill config explain training.save_every --config {files}"),
         (
             "another run from the same teacher outputs",
-            f"raystill run --config {files} --set run.name={name}-2 "
-            f"--set teacher.store.path={_store_of(loaded)} --set {change}",
+            f"raystill run --config {files} --set run.name={name}-2 {_same_store(loaded)}--set {change}",
         ),
     ):
         RESULTS.print(f"  # {what}\n  {line}")
 
 
-def _store_of(loaded: LoadedConfig) -> str:
+def _same_store(loaded: LoadedConfig) -> str:
+    """What makes another run read this one's answers: nothing where a store gives them anyway."""
     from raystill.run.paths import RunPaths
 
-    return str(RunPaths.from_config(loaded.config).store)
+    teacher = loaded.config.teacher
+    if teacher.base.from_store is not None or teacher.store.path is not None:
+        return ""
+    return f"--set teacher.store.path={RunPaths.from_config(loaded.config).store} "

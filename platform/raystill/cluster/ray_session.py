@@ -21,8 +21,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from raystill.cluster.ray_watch import watch_ray
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, RemoteError
+from raystill.run.abort import abort
 from raystill.run.paths import RunPaths
 
 _PROBE_SECONDS = 10.0
@@ -44,7 +46,8 @@ def ray_session(config: Config) -> Iterator[None]:
     """Ray for the body: the cluster at `cluster.address` or RAY_ADDRESS, else one on this machine.
 
     A Ray that this process has joined already is used as it is and left running. Raises RemoteError for a
-    cluster that doesn't answer within seconds, EnvironmentFault where a local Ray can't start.
+    cluster that doesn't answer within seconds, EnvironmentFault where a local Ray can't start. If the local
+    Ray dies, the process ends with a RemoteError's message and exit code.
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     _export_environment(is_local=address == "local")
@@ -61,11 +64,19 @@ def ray_session(config: Config) -> Iterator[None]:
             ray.shutdown()
         return
     temp_dir = _short_temp_dir()
+    logs = RunPaths.from_config(config).logs / "ray"
+
+    def end(error: RemoteError) -> None:
+        _keep_worker_logs(temp_dir, logs)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        abort(error)
+
     try:
         _start_local(config, temp_dir)
-        yield
+        with watch_ray(end):
+            yield
     except BaseException:
-        _keep_worker_logs(temp_dir, RunPaths.from_config(config).logs / "ray")
+        _keep_worker_logs(temp_dir, logs)
         raise
     finally:
         ray.shutdown()

@@ -44,6 +44,13 @@ def find_curation_problems(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("curate.tool_calls"),
             "set curate.tool_calls.schema_path or teacher.base.tool_schema",
         )
+    if "length" in curate.finish_reasons and teacher.base.cut_off == "leave_out":
+        yield Problem(
+            "`curate.finish_reasons` keeps completions that max_new_tokens cut off, and "
+            "`teacher.base.cut_off` leaves them out of training",
+            loaded.where("curate.finish_reasons", "teacher.base.cut_off"),
+            "set teacher.base.cut_off: train, or take length out of curate.finish_reasons",
+        )
     length = curate.length
     if length.max_tokens is not None and length.max_tokens < length.min_tokens:
         yield Problem(

@@ -38,9 +38,9 @@ class TeacherBase(Section):
         "them as part of it.",
     )
     cut_off: Literal["train", "leave_out"] = Field(
-        "train",
-        description="Completions that max_new_tokens cut off: train on them as far as they go, without an "
-        "end; or leave them out. They are stored and counted either way.",
+        "leave_out",
+        description="Completions that max_new_tokens cut off: leave them out of training, or train on them "
+        "as far as they go, without an end. They are stored and counted either way.",
     )
     tool_schema: PathText | None = Field(
         None, description="JSON file of the tools that completions may call; completions are forced into it."

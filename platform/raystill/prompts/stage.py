@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError
+from raystill.errors import ConfigError, RaystillError
 from raystill.run.paths import RunPaths
 from raystill.run.stage import Stage, StageContext, StageResult
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from raystill.prompts.rows import BadRow
     from raystill.prompts.shapes import RawPrompt
+    from raystill.prompts.table import PromptTable
     from raystill.text.chat import ChatFormat
+
+_TOOL_SCHEMA = "tool schema"
+_TOKENIZER = "teacher tokenizer"
 
 
 def run_prepare(context: StageContext) -> StageResult:
@@ -22,17 +26,45 @@ def run_prepare(context: StageContext) -> StageResult:
 
     Raises DataError for bad rows, ids or lengths, and what loading the teacher's tokenizer raises.
     """
-    from raystill.prompts.table import TableRules, build_table, save_rejects
-    from raystill.prompts.token_counter import ByteEstimate
+    from raystill.prompts.table import save_rejects
     from raystill.text.prompt_table import save_prompts
 
-    config = context.config
-    chat = _load_counter(config)
+    table, note = _build(context.config, context.paths)
+    if note is not None:
+        context.events.emit("note", message=note)
+    save_rejects(context.paths.prompt_rejects, table.rejects)
+    save_prompts(context.paths.prompt_table, table.prompts)
+    return StageResult(
+        counts=table.counts,
+        metrics=table.metrics,
+        files=[context.paths.prompt_table, context.paths.prompt_rejects],
+        content={"rows": table.content},
+    )
+
+
+def describe_new_prompts(config: Config, paths: RunPaths) -> list[str]:
+    """What the sources as they are now would change in the run's prompt table, in lines for the user."""
+    from raystill.prompts.changes import describe_changes
+    from raystill.text.prompt_table import load_prompts
+
+    if not paths.prompt_table.is_file():
+        return []
+    try:
+        return describe_changes(load_prompts(paths.prompt_table), _build(config, paths)[0].prompts)
+    except RaystillError as error:
+        return [f"and the sources can't be read as they are: {error.what}"]
+
+
+def _build(config: Config, paths: RunPaths) -> tuple[PromptTable, str | None]:
+    """The table of all sources, and what the user should hear about how it was counted."""
+    from raystill.prompts.table import TableRules, build_table
+    from raystill.prompts.token_counter import ByteEstimate
+
+    chat, note = _load_counter(config), None
     if chat is None:
         known = "teacher.open" if config.teacher.closed is None else "teacher.closed.model.tokenizer"
-        message = f"prompt lengths are estimated from bytes; {known} would count them"
-        context.events.emit("note", message=message)
-    rows, labels = _open_sources(context)
+        note = f"prompt lengths are estimated from bytes; {known} would count them"
+    rows, labels = _open_sources(config, paths)
     rules = TableRules(
         system=config.prompts.system,
         max_bad_rows=config.prompts.max_bad_rows,
@@ -44,18 +76,10 @@ def run_prepare(context: StageContext) -> StageResult:
         add_generation_prompt=config.teacher.open is None
         or config.teacher.open.tokenizer.add_generation_prompt,
     )
-    table = build_table(rows, labels, rules, chat or ByteEstimate())
-    save_rejects(context.paths.prompt_rejects, table.rejects)
-    save_prompts(context.paths.prompt_table, table.prompts)
-    return StageResult(
-        counts=table.counts,
-        metrics=table.metrics,
-        files=[context.paths.prompt_table, context.paths.prompt_rejects],
-        content={"rows": table.content},
-    )
+    return build_table(rows, labels, rules, chat or ByteEstimate()), note
 
 
-def _open_sources(context: StageContext) -> tuple[Iterable[RawPrompt | BadRow], list[str]]:
+def _open_sources(config: Config, paths: RunPaths) -> tuple[Iterable[RawPrompt | BadRow], list[str]]:
     """Rows of all sources, and what tags those of each."""
     from itertools import chain
 
@@ -63,10 +87,10 @@ def _open_sources(context: StageContext) -> tuple[Iterable[RawPrompt | BadRow], 
     from raystill.prompts.sources import iter_rows, list_sources
     from raystill.prompts.stored import load_stored_prompts, require_answers
 
-    if context.config.teacher.base.from_store is not None:
-        stored = load_stored_prompts(require_answers(context.paths.store))
+    if config.teacher.base.from_store is not None:
+        stored = load_stored_prompts(require_answers(paths.store))
         return stored.rows, stored.labels
-    sources = list_sources(context.config)
+    sources = list_sources(config)
     rows = chain.from_iterable(
         iter_prompts(source, index, iter_rows(source)) for index, source in enumerate(sources)
     )
@@ -106,7 +130,7 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     fingerprints = _fingerprint_answers(config) if is_stored else fingerprint_sources(config)
     tool_schema = config.teacher.base.tool_schema
     if tool_schema is not None and Path(tool_schema).expanduser().is_file():
-        fingerprints["tool schema"] = sha256_file(Path(tool_schema).expanduser())
+        fingerprints[_TOOL_SCHEMA] = sha256_file(Path(tool_schema).expanduser())
     name = _tokenizer_name(config)
     if name is None:
         return fingerprints
@@ -114,7 +138,7 @@ def fingerprint_external(config: Config) -> dict[str, str]:
     present = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
     if present:
         described = "\n".join(f"{name} {sha256_file(directory / name)}" for name in present)
-        fingerprints["teacher tokenizer"] = hashlib.sha256(described.encode("ascii")).hexdigest()
+        fingerprints[_TOKENIZER] = hashlib.sha256(described.encode("ascii")).hexdigest()
     return fingerprints
 
 
@@ -185,4 +209,7 @@ STAGE = Stage(
     body=run_prepare,
     external_inputs=fingerprint_external,
     preflight=check_prepare,
+    grows=True,
+    fixed_inputs=(_TOOL_SCHEMA, _TOKENIZER),
+    describe_new_data=describe_new_prompts,
 )

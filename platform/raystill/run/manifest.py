@@ -79,24 +79,34 @@ def save_manifest(directory: Path, manifest: Manifest) -> None:
 def load_manifest(directory: Path) -> Manifest | None:
     """The manifest of a complete stage directory, or None where the stage isn't complete.
 
-    Raises DataError if the manifest exists but can't be read.
+    Raises DataError if the manifest exists but can't be read, or if another schema wrote it: then with the
+    version of the program that did.
     """
     path = directory / MANIFEST_NAME
     if not path.exists():
         return None
     try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        _refuse_other_schema(facts, path)
+        return Manifest.model_validate(facts)
+    except (ValidationError, ValueError) as error:
         raise DataError(
             "the manifest is unreadable", where=str(path), fix="run the stage again with --fresh"
         ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise DataError(
-            f"the manifest has schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}",
-            where=str(path),
-            fix="use the raystill version that wrote it, or run the stage again with --fresh",
-        )
-    return manifest
+
+
+def _refuse_other_schema(facts: Any, path: Path) -> None:
+    """Before the fields are looked at: another schema has others."""
+    version = facts.get("schema_version") if isinstance(facts, dict) else None
+    if version is None or version == SCHEMA_VERSION:
+        return
+    writer = f"raystill {facts['code_version']}" if "code_version" in facts else "another raystill"
+    raise DataError(
+        f"the manifest was written by {writer} and has schema version {version}, this program reads "
+        f"{SCHEMA_VERSION}",
+        where=str(path),
+        fix="use the raystill version that wrote it, or run the stage again with --fresh",
+    )
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:

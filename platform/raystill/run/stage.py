@@ -26,7 +26,7 @@ from raystill.run.manifest import (
     record_files,
     save_manifest,
 )
-from raystill.run.paths import STARTED_NAME, RunPaths, StageName
+from raystill.run.paths import MANIFEST_NAME, STARTED_NAME, RunPaths, StageName
 from raystill.run.publish import discard_directory, make_directory, sweep_temporaries, write_json
 
 _EXTERNAL_PREFIX = "file:"
@@ -68,6 +68,10 @@ class Stage:
     it is compared like `inputs`, except that a name which is no longer reported is not a change: a finished
     run stays usable where its sources are not. `preflight` raises for what can be known to be wrong before
     anything is written or removed; it runs only when the body would.
+
+    A stage that `grows` does only what is missing when its inputs have changed, so `execute` can be told to
+    accept that; `fixed_inputs` are the external ones where it can't. `describe_new_data` says, in lines for
+    the user, what changed inputs would change.
     """
 
     name: StageName
@@ -77,6 +81,9 @@ class Stage:
     needs_ray: bool = False
     external_inputs: Callable[[Config], dict[str, str]] | None = None
     preflight: Callable[[Config, RunPaths], None] | None = None
+    grows: bool = False
+    fixed_inputs: tuple[str, ...] = ()
+    describe_new_data: Callable[[Config, RunPaths], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,16 +132,49 @@ def changed_keys(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> lis
     ]
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What differs from when an output was begun: lines about settings, and names of inputs."""
+
+    settings: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    can_be_accepted: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.settings or self.inputs)
+
+
+def find_changes(stage: Stage, recorded: Mapping[str, Any] | None, current: Mapping[str, Any]) -> Changes:
+    """Compare two records of what an output is made from; nothing has changed where none is recorded.
+
+    An external input that is no longer reported is not a change.
+    """
+    if recorded is None:
+        return Changes()
+    settings = changed_keys(recorded["config"], current["config"])
+    inputs = [
+        name
+        for name in sorted(set(recorded["inputs"]) | set(current["inputs"]))
+        if recorded["inputs"].get(name) != current["inputs"].get(name)
+        and (name in current["inputs"] or not name.startswith(_EXTERNAL_PREFIX))
+    ]
+    is_fixed = any(name.removeprefix(_EXTERNAL_PREFIX) in stage.fixed_inputs for name in inputs)
+    return Changes(tuple(settings), tuple(inputs), stage.grows and not settings and not is_fixed)
+
+
 def execute(
     stage: Stage,
     config: Config,
     paths: RunPaths,
     *,
     fresh: bool = False,
+    accept_new_data: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     before_work: Callable[[], None] | None = None,
 ) -> StageOutcome:
     """Run `stage`, or skip it if its output is complete and nothing that decides it has changed.
+
+    `accept_new_data` lets a stage that grows go on, from what it has, with inputs that have changed.
 
     Raises ConfigError naming the changed keys or inputs when a complete or half-done output was made from
     something else (`fresh=True` replaces it), and DataError when an input stage is not complete. The caller
@@ -150,13 +190,18 @@ def execute(
         | {_EXTERNAL_PREFIX + name: content for name, content in external.items()},
     }
     complete = None if fresh else load_manifest(output)
+    started = output / STARTED_NAME
+    recorded = None
     if complete is not None:
-        _refuse_changes(stage, {"config": complete.config, "inputs": complete.inputs}, origin, output)
+        recorded = {"config": complete.config, "inputs": complete.inputs}
+    elif not fresh and started.exists():
+        recorded = _load_started(started)
+    changes = find_changes(stage, recorded, origin)
+    if changes and not (accept_new_data and changes.can_be_accepted):
+        _refuse(stage, changes, config, paths, output)
+    if complete is not None and not changes:
         check_files(output, complete)
         return StageOutcome(complete, skipped=True)
-    started = output / STARTED_NAME
-    if not fresh and started.exists():
-        _refuse_changes(stage, _load_started(started), origin, output)
     if stage.preflight:
         stage.preflight(config, paths)
     if before_work:
@@ -166,8 +211,10 @@ def execute(
     make_directory(output)
     sweep_temporaries(output)
     sweep_temporaries(paths.root)
-    if not started.exists():
+    if changes or not started.exists():
         write_json(started, origin)
+    # After the new record: a kill between the two leaves a complete output that is still the old one.
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
     return StageOutcome(_work(stage, config, paths, inputs, origin, on_event), skipped=False)
 
 
@@ -233,21 +280,20 @@ def _finish(
     return manifest
 
 
-def _refuse_changes(stage: Stage, recorded: dict[str, Any], current: dict[str, Any], output: Path) -> None:
-    differences = changed_keys(recorded["config"], current["config"])
-    differences += [
-        f"input {name}: made from another version"
-        for name in sorted(set(recorded["inputs"]) | set(current["inputs"]))
-        if recorded["inputs"].get(name) != current["inputs"].get(name)
-        and (name in current["inputs"] or not name.startswith(_EXTERNAL_PREFIX))
-    ]
-    if differences:
-        raise ConfigError(
-            f"{stage.name} was made with other settings:\n    " + "\n    ".join(differences),
-            where=str(output),
-            fix=f"restore the settings, choose another run.name, or replace the output with "
-            f"`raystill {stage.name} --fresh`",
-        )
+def _refuse(stage: Stage, changes: Changes, config: Config, paths: RunPaths, output: Path) -> None:
+    lines = [*changes.settings, *(f"input {name}: made from another version" for name in changes.inputs)]
+    remedies = ["restore the settings" if changes.settings else "restore what has changed"]
+    if changes.can_be_accepted:
+        if stage.describe_new_data is not None:
+            lines += stage.describe_new_data(config, paths)
+        remedies.append("do only what is new with --accept-new-data")
+    raise ConfigError(
+        f"{stage.name} was made {'with other settings' if changes.settings else 'from other data'}:\n    "
+        + "\n    ".join(lines),
+        where=str(output),
+        fix=f"{', '.join(remedies)}, choose another run.name, or replace the output with "
+        f"`raystill {stage.name} --fresh`",
+    )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

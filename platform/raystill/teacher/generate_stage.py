@@ -75,13 +75,16 @@ def _generate_open(context: StageContext) -> StageResult:
     from raystill.run.scratch import scratch_directory
     from raystill.store.recover import prepare_store
     from raystill.teacher.identify import engine_notes, identify_teacher
-    from raystill.teacher.open_requests import plan_open_requests
+    from raystill.teacher.open_requests import describe_too_long, plan_open_requests
     from raystill.teacher.preflight import require_open_teacher
     from raystill.teacher.run_shards import run_shards
 
     teacher = identify_teacher(context.config)
     for note in engine_notes(teacher):
         context.events.emit("note", message=note)
+    too_long = describe_too_long(teacher, context.paths.prompt_table)
+    if too_long is not None:
+        context.events.emit("warning", message=too_long)
     resumes = require_open_teacher(context.config).pipeline.resume
     store = open_stage_store(context, teacher.identity, resumes=resumes)
     prepare_store(store)
@@ -178,6 +181,7 @@ def _finish(
     output_path = context.config.teacher.base.output_path
     exported = Path(output_path or context.paths.teacher_jsonl).expanduser()
     export_jsonl(store, exported, requests=context.paths.requests)
+    digest = content_digest(store)
     return StageResult(
         counts={
             "requests": plan.num_requests,
@@ -187,9 +191,9 @@ def _finish(
             "cut_off": len(find_cut_off(store, context.paths.requests)),
             "completion_tokens": accounts.completion_tokens,
         },
-        metrics={**metrics, "rejects": accounts.reject_codes},
+        metrics={**metrics, "rejects": accounts.reject_codes, "store_sha256": digest},
         files=[context.paths.requests, *([exported] if exported.is_relative_to(context.output) else [])],
-        content={"store": content_digest(store), "requests": sha256_file(context.paths.requests)},
+        content={"store": digest, "requests": sha256_file(context.paths.requests)},
     )
 
 
@@ -275,4 +279,5 @@ GENERATE_STAGE = Stage(
     body=run_generate,
     needs_ray=True,
     preflight=preflight_generate,
+    grows=True,
 )

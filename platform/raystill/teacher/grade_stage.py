@@ -173,4 +173,5 @@ GRADE_STAGE = Stage(
     body=run_grade,
     needs_ray=True,
     preflight=preflight_grade,
+    grows=True,
 )

@@ -98,6 +98,13 @@ def engine_notes(teacher: KnownTeacher) -> list[str]:
     """What runs otherwise than the configuration asks, in words for the user."""
     notes = []
     config, facts = teacher.config, teacher.facts
+    asked = require_open_teacher(config).model.revision
+    if facts.files.revision and facts.files.revision != asked:
+        what = f"revision {asked!r} is not a commit" if asked else "no revision is given"
+        notes.append(
+            f"{what}, so the teacher may be another one next time; this run uses and records "
+            f"{facts.files.revision}: pin it with teacher.open.model.revision"
+        )
     if teacher.tool_schema is not None and teacher.tool_schema.tools and not teacher.chat.tools:
         notes.append("the teacher's chat template takes no tools: the prompts themselves must name them")
     if facts.engine == "transformers":

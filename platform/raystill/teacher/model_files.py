@@ -15,12 +15,22 @@ from raystill.run.publish import sha256_file
 _MODEL_KEY = "teacher.open.model.name"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+# Where the hub client notes, for files in a directory of the user's own, which commit each is from.
+_DOWNLOAD_RECORDS = Path(".cache") / "huggingface" / "download"
 _INDEX_NAME = "model.safetensors.index.json"
+
+
+# What is used where a model doesn't say its context, or says a number that means "none given".
+_UNSAID_CONTEXT = 2048
+_LONGEST_CONTEXT = 1 << 30
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checkpoint directory that has passed `check_model_files`."""
+    """A checkpoint directory that has passed `check_model_files`.
+
+    `revision` is the commit of a hub model, also where a branch or tag was asked for; "" for a local one.
+    """
 
     directory: Path
     is_local: bool
@@ -68,11 +78,22 @@ def check_model_files(directory: Path, model: OpenModel, *, is_local: bool) -> M
     weights = _find_weights(directory)
     text_config = config.get("text_config", config)
     context = text_config.get("max_position_embeddings") or text_config.get("n_positions") or 0
-    if not isinstance(context, int) or context <= 0:
-        context = 2048
+    if not isinstance(context, int) or not 0 < context < _LONGEST_CONTEXT:
+        context = _UNSAID_CONTEXT
     vocabulary = text_config.get("vocab_size") or 0
-    revision = "" if is_local else (model.revision or directory.name)
+    revision = "" if is_local else _resolve_revision(directory, model)
     return ModelFiles(directory, is_local, revision, weights, context, int(vocabulary))
+
+
+def _resolve_revision(directory: Path, model: OpenModel) -> str:
+    """The commit that a hub model was fetched at: what a branch means today, it may not mean tomorrow."""
+    if directory.parent.name == "snapshots":  # the hub client's cache: snapshots/<commit>
+        return directory.name
+    records = sorted((directory / _DOWNLOAD_RECORDS).glob("*.metadata"))
+    commits = {path.read_text(encoding="utf-8").partition("\n")[0].strip() for path in records}
+    if len(commits) == 1 and (commit := commits.pop()):
+        return commit
+    return model.revision or directory.name
 
 
 def _looks_like_path(name: str) -> bool:

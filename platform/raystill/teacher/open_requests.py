@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from raystill.errors import DataError
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
@@ -38,6 +40,35 @@ def plan_open_requests(
         num_workers=engine_range(teacher.config.teacher.vllm)[1],
     )
     return planner.plan(store, prompt_table, table, scratch)
+
+
+def describe_too_long(teacher: KnownTeacher, prompt_table: Path) -> str | None:
+    """What the user should hear about prompts that leave the teacher's context no room for an answer.
+
+    None where there are none, or where truncation makes them fit. Raises DataError where no prompt fits.
+    """
+    context = teacher.facts.context_length
+    if require_open_teacher(teacher.config).tokenizer.truncation:
+        return None
+    lengths = pq.read_table(prompt_table, columns=["num_tokens"]).column("num_tokens").to_numpy()
+    too_long = int((lengths >= context).sum())
+    if not too_long:
+        return None
+    said = (
+        f"{too_long:,} of {len(lengths):,} prompts leave no room for an answer in the teacher's context of "
+        f"{context:,} tokens; the longest has {int(lengths.max()):,}"
+    )
+    choices = (
+        "teacher.open.tokenizer.truncation: true keeps their ends; prompts.over_length: drop with "
+        "teacher.base.prompt_length leaves them out"
+    )
+    if teacher.config.teacher.vllm.max_model_len is not None:
+        choices += "; a larger teacher.vllm.max_model_len, or none, may fit them"
+    if too_long == len(lengths):
+        raise DataError(
+            said, where=str(prompt_table), fix=f"{choices}; or choose a teacher with more context"
+        )
+    return f"{said}: they will be rejected ({choices})"
 
 
 def _facts(teacher: KnownTeacher) -> dict[str, Any]:

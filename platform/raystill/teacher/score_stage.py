@@ -78,13 +78,18 @@ def _probe(
 def preflight_score(config: Config, paths: RunPaths) -> None:
     """What can be known to be wrong before Ray and an engine start."""
     from raystill.config.engine import resolve_open_engine
+    from raystill.run.manifest import load_manifest
+    from raystill.store.own_answers import require_own_answers
+    from raystill.store.store import load_store
     from raystill.teacher.preflight import preflight
     from raystill.teacher.tier_work import tier_work
 
     has_answers = config.teacher.closed is not None or config.teacher.base.from_store is not None
-    if config.teacher.open is None and has_answers:
-        return  # the answers' own logprobs may be all that is wanted: the stage itself finds out
-    preflight(config, "transformers" if tier_work(config) is not None else resolve_open_engine(config))
+    # The answers' own logprobs may be all that is wanted: without a teacher the stage itself finds out.
+    if config.teacher.open is not None or not has_answers:
+        preflight(config, "transformers" if tier_work(config) is not None else resolve_open_engine(config))
+    generated = load_manifest(paths.stage_dir("generate"))
+    require_own_answers(load_store(paths.store.resolve()), paths.requests, generated)
 
 
 def _inputs(config: Config) -> tuple[StageName, ...]:
@@ -98,4 +103,5 @@ SCORE_STAGE = Stage(
     body=run_score,
     needs_ray=True,
     preflight=preflight_score,
+    grows=True,
 )

@@ -15,7 +15,7 @@ from raystill.train.attention import choose_packing
 from raystill.train.batches import StepPlanner
 from raystill.train.build import build_model, build_student, load_student_chat
 from raystill.train.device import choose_precision, set_up_torch
-from raystill.train.encode import TrainingData, load_training_data, match_tokenizers
+from raystill.train.encode import TrainingData, load_training_data
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
 from raystill.train.objective import Objective, build_objective
@@ -29,6 +29,7 @@ from raystill.train.student import Student
 from raystill.train.teacher_head import load_teacher_head
 from raystill.train.teachers.build import build_source
 from raystill.train.teachers.source import SignalSource
+from raystill.train.token_match import match_tokenizers
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.store.content import content_digest
 from raystill.store.layout import KINDS
 from raystill.store.reader import load_rows, unscored_keys
 from raystill.store.records import Int32Array, TeacherRow
-from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore
 from raystill.store.tier_reader import keys_without_tier, load_hidden, load_sampled
 from raystill.store.tier_records import HiddenSignal, SampledSignal
 from raystill.text.answer_ids import encode_answer
 from raystill.text.assistant_turns import find_assistant_turns
 from raystill.text.chat import ChatFormat
-from raystill.text.tokenizer import (
-    chat_template_sha256,
-    compare_tokenizers,
-    load_tokenizer,
-    tokenizer_sha256,
-)
-from raystill.text.vocabulary import MISSING, VocabularyMap, map_vocabulary
+from raystill.text.tokenizer import chat_template_sha256, tokenizer_sha256
+from raystill.text.vocabulary import MISSING
 from raystill.train.example_cache import VERSION, load_arrays, save_arrays
 from raystill.train.examples import Example, ExampleSet, Int64Array
 from raystill.train.render_check import check_rendering
@@ -41,6 +34,7 @@ from raystill.train.row_lengths import RowLengths
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
 from raystill.train.signal_arrays import cut_signal, fit_signal, ids_of, rename_ids
+from raystill.train.token_match import TokenMatch
 from raystill.train.tokenise import TextRow, iter_tokenised
 
 _COMPLETE = "stop"
@@ -57,62 +51,6 @@ class TrainingData:
     held_out: ExampleSet
     counts: dict[str, int]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TokenMatch:
-    """How a student's tokens relate to the stored ones.
-
-    `same_ids`: stored completion ids mean the same to the student. `same_template`: stored prompts are
-    rendered as the student's own template would. `translation`, where there is one, says stored ids in the
-    student's numbers.
-    """
-
-    same_ids: bool
-    same_template: bool
-    translation: VocabularyMap | None = None
-
-
-def match_tokenizers(config: Config, store: TeacherStore, chat: ChatFormat, needs_signal: bool) -> TokenMatch:
-    """Compare the student's tokenizer with the one that the store was written with, or, where the KD term
-    needs the stored logprobs, with their scorer's.
-
-    Equal ids with extra entries on one side (a padded vocabulary) are accepted, and where the KD term needs
-    the stored logprobs so is a student that has all of the teacher's tokens under other numbers. Raises
-    DataError if it lacks some, with examples.
-    """
-    identity = signal_identity(store) if needs_signal else store.identity
-    if not identity.tokenizer_sha256 and not needs_signal:  # all rows are text
-        return TokenMatch(same_ids=False, same_template=False)
-    template = chat_template_sha256(chat.tokenizer) or ""
-    same_template = template == identity.chat_template_sha256
-    if tokenizer_sha256(chat.tokenizer) == identity.tokenizer_sha256:
-        return TokenMatch(same_ids=True, same_template=same_template)
-    why, present = "their hashes differ, and the teacher's tokenizer isn't at hand to compare them", "none"
-    if config.teacher.open is not None:
-        model = config.teacher.open.model
-        teacher = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-        present = tokenizer_sha256(teacher)
-        if present == identity.tokenizer_sha256:
-            comparison = compare_tokenizers(teacher, chat.tokenizer)
-            if comparison.compatible:
-                return TokenMatch(same_ids=True, same_template=same_template)
-            translation = map_vocabulary(teacher, chat.tokenizer)
-            if needs_signal and translation.is_complete:
-                if teacher.eos_token_id is not None:
-                    translation = translation.with_pair(int(teacher.eos_token_id), chat.turn_end_id)
-                return TokenMatch(same_ids=True, same_template=False, translation=translation)
-            why = f"{comparison.describe()}; {translation.describe()}"
-    if needs_signal:
-        student = tokenizer_sha256(chat.tokenizer)
-        raise DataError(
-            f"the teacher's logprobs can't teach this student: their tokenizers differ ({why}); hashes: "
-            f"store {identity.tokenizer_sha256[:12]}, student {student[:12]}, teacher.open {present[:12]}",
-            where="student.tokenizer",
-            fix="give the student the teacher's tokenizer, or train on the text alone: train.sft, or "
-            "losses.kl_weight: 0",
-        )
-    return TokenMatch(same_ids=False, same_template=same_template)
 
 
 def load_training_data(
@@ -166,12 +104,14 @@ def _encode_rows(store: TeacherStore, wanted: TrainingRows, encoder: RowEncoder)
         train=ExampleSet([example for prompt_id, example in encoded if prompt_id not in held_out]),
         held_out=ExampleSet([example for prompt_id, example in encoded if prompt_id in held_out]),
         counts=dict(encoder.counts),
-        notes=encoder.lengths.describe_loss(),
+        notes=(*wanted.describe_cut_off(), *encoder.lengths.describe_loss()),
     )
     data.counts.update(rows_train=len(data.train), rows_held_out=len(data.held_out))
     if needs_signal:
         data.counts["left_out_unscored"] = len(unscored)
         data.counts["left_out_redacted"] = len(wanted.redacted)
+    if wanted.num_cut_off:
+        data.counts["left_out_cut_off"] = wanted.num_cut_off
     return data
 
 
@@ -231,7 +171,7 @@ class RowEncoder:
         self._match = match
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
-        self.lengths = RowLengths(max_tokens)
+        self.lengths = RowLengths(max_tokens, truncate=settings.truncate)
         self._reads_signals = settings.reads_stored_signals
         self._tokenised: dict[str, tuple[Int32Array, Int32Array]] = {}
         self.counts: Counter[str] = Counter()
@@ -245,7 +185,7 @@ class RowEncoder:
             VERSION,
             content_digest(store, KINDS),
             sorted(wanted.keys),
-            sorted(wanted.redacted.items()),
+            [sorted(wanted.redacted.items()), wanted.num_cut_off],
             [self._vocab_size, self._max_tokens, vars(self._match)],
             [
                 settings.reads_stored_signals,
@@ -296,10 +236,7 @@ class RowEncoder:
             self.counts["left_out_foreign_token"] += 1
             return None
         length = len(prompt_ids) + len(completion_ids)
-        kept = min(self._max_tokens - len(prompt_ids), len(completion_ids))
-        if length > self._max_tokens:
-            kept = max(kept, 0) if self.settings.truncate else 0
-        self.lengths.add(len(prompt_ids), len(completion_ids), kept)
+        kept = self.lengths.add(len(prompt_ids), len(completion_ids))
         if length > self._max_tokens:
             if kept == 0:
                 self.counts["left_out_too_long"] += 1
@@ -393,8 +330,14 @@ def _require_tokens(data: TrainingData, store: TeacherStore) -> None:
     if int(data.train.num_loss_tokens.sum()) > 0:
         return
     counts = ", ".join(f"{name} {count}" for name, count in sorted(data.counts.items())) or "no rows"
+    fix = "raise training.max_seq_len if rows are too long; check the prompts' split and the store's rows"
+    if data.counts.get("left_out_cut_off"):
+        fix = (
+            "raise max_new_tokens and generate again, or train on cut-off completions: "
+            "teacher.base.cut_off: train"
+        )
     raise DataError(
         f"no token carries loss, so there is nothing to train on ({counts})",
         where=str(store.path),
-        fix="raise training.max_seq_len if rows are too long; check the prompts' split and the store's rows",
+        fix=fix,
     )

@@ -11,6 +11,7 @@ from raystill.config.schema import Config
 from raystill.config.signal_source import learns_from_assistant, resolve_signal_source
 from raystill.config.student_init import resolve_student_init
 from raystill.run.disk import free_bytes
+from raystill.run.manifest import load_manifest
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 from raystill.train.loss_terms import resolve_loss
@@ -130,12 +131,13 @@ def _distill_inputs(config: Config) -> tuple[StageName, ...]:
 
 def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before anything is written, what training could only fail on later."""
+    from raystill.store.own_answers import require_own_answers
     from raystill.store.store import load_store
     from raystill.train.build import load_student_chat, require_described
-    from raystill.train.encode import match_tokenizers
     from raystill.train.output import validate_copy_target
     from raystill.train.students.quantize import require_bitsandbytes
     from raystill.train.teachers.load import locate_teachers, require_same_tokens
+    from raystill.train.token_match import match_tokenizers
     from raystill.train.trackers import require_tracker
 
     settings = resolve_settings(config, stage)
@@ -147,17 +149,23 @@ def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
+    store = load_store(paths.store)
     chat = load_student_chat(config, paths, stage)
-    match_tokenizers(config, load_store(paths.store), chat, settings.reads_stored_signals)
+    match_tokenizers(config, store, chat, settings.reads_stored_signals)
     if stage == "distill" and settings.terms.uses_teacher and settings.source != "store":
         require_same_tokens(locate_teachers(config, paths), chat)
+    require_own_answers(store, paths.requests, load_manifest(paths.stage_dir("generate")))
 
 
 def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     from raystill.train.launch import run_training
     from raystill.train.output import copy_model
+    from raystill.train.row_lengths import measure_stored
 
     settings = resolve_settings(context.config, stage)
+    said = measure_stored(context.config, context.paths, settings).describe_loss()
+    for note in said:
+        context.events.emit("warning", message=note)
     started = time.monotonic()
 
     def show(record: dict[str, Any]) -> None:
@@ -167,7 +175,8 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     summary = run_training(context.config, context.paths, stage, show)
     seconds = time.monotonic() - started
     for note in summary["notes"]:
-        context.events.emit("warning", message=note)
+        if note not in said:
+            context.events.emit("warning", message=note)
     _warn_of_size(context, summary["counts"]["parameters"])
     model = context.paths.model(stage)
     if settings.copy_to is not None:
