@@ -1,144 +1,49 @@
 """Random SIGKILLs over driver, worker and proxy of a closed teacher: nothing lost, nothing twice.
 
-RAYSTILL_SOAK_KILLS sets how many (default 3), RAYSTILL_SOAK_SEED which.
+`killed_run` says how many, and how a failure is replayed. A fifth of the kills hits a run in batch mode,
+a tenth, but at least three, one whose store is on S3.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import psutil
 import pytest
+from killed_run import KILLS, KilledRun, end, save_questions
 
 from raystill.config.schema import Config
-from raystill.run.manifest import Manifest, save_manifest
 from raystill.run.paths import RunPaths
+from raystill.run.remote import is_remote
 from raystill.store.commit import load_commits
 from raystill.store.reader import iter_tables
-from raystill.store.store import TeacherStore, load_store
+from raystill.store.store import TeacherStore
 from raystill.store.verify import verify_store
 from raystill.teacher.api.ledger import load_spending
+from raystill.testing.object_storage import object_storage
 from raystill.testing.scripted_answer import answers_messages
 from raystill.testing.scripted_api import ScriptedApi
 from raystill.testing.scripted_batches import BatchScript
 from raystill.testing.scripted_chat import Latency
 from raystill.testing.server import ServerProcess
-from raystill.text.prompt_row import Prompt
-from raystill.text.prompt_table import save_prompts
 
-pytestmark = [pytest.mark.soak, pytest.mark.ray]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("RAYSTILL_SOAK_KILLS", "3"))
-SEED = int(os.environ.get("RAYSTILL_SOAK_SEED", "0"))
-DRIVER = Path(__file__).parents[1] / "teacher" / "killed_driver.py"
+BATCH_KILLS, REMOTE_KILLS = max(1, KILLS // 5), max(3, KILLS // 10)
+ONLINE_KILLS = max(3, KILLS - BATCH_KILLS - REMOTE_KILLS)
 IN_FLIGHT = 16
-ROWS_PER_KILL = 150
+# Most of what is asked for happens while a kill is waited for and after it: these never run out before.
+ROWS_PER_KILL, BATCH_ROWS_PER_KILL = 150, 100
 # What the journal may not have flushed yet, and what a start asks to know the endpoint.
-JOURNAL_ROWS, PROBES = 64, 10
+JOURNAL_ROWS, REMOTE_JOURNAL_ROWS, PROBES = 64, 256, 10
 PROMPT_USD, COMPLETION_USD = 1.0, 2.0
-START_SECONDS = 240.0
-
-Target = Literal["driver", "worker", "proxy"]
 
 
-@dataclass
-class Soak:
-    """One run that is killed again and again. `log` says what was done, for the report of a failure."""
-
-    config: Config
-    api: ScriptedApi
-    proxy: ServerProcess
-    noise: random.Random
-    driver: subprocess.Popen[bytes] | None = None
-    starts: int = 0
-    log: list[str] = field(default_factory=list)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the driver, unless it runs."""
-        if self.driver is None or self.driver.poll() is not None:
-            self.starts += 1
-            assert self.starts <= 2 * len(self.log) + 3, f"{self.log}\n{self.errors.read_text()[-3000:]}"
-            with self.errors.open("ab") as stream:
-                self.driver = subprocess.Popen(
-                    [sys.executable, str(DRIVER), self.config.model_dump_json()],
-                    stdout=subprocess.DEVNULL,
-                    stderr=stream,
-                )
-        return self.driver
-
-    def wait_for_progress(self, progress: int) -> bool:
-        """Wait for so many more requests; False where the driver has finished its job before."""
-        wanted = self.asked + progress
-        deadline = time.monotonic() + START_SECONDS
-        while self.asked < wanted and not self.is_finished:
-            assert time.monotonic() < deadline, f"no progress after {self.log}"
-            if self.driver is not None and self.driver.poll():
-                # Its workers died too often, or a kill has ended it: it is resumed.
-                self.log.append(f"driver ended with {self.driver.returncode}")
-            self.start()
-            time.sleep(0.05)
-        return not self.is_finished
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a driver has done the whole job."""
-        return self.driver is not None and self.driver.poll() == 0
-
-    @property
-    def errors(self) -> Path:
-        """What drivers have printed."""
-        return Path(self.config.run.dir) / "drivers.txt"
-
-    @property
-    def asked(self) -> int:
-        """Requests that have reached the endpoint, rows of batches among them."""
-        return self.api.counts.requests + int(self.api.desk.as_json()["batched_rows"])
-
-    def kill(self, target: Target) -> None:
-        """SIGKILL; what remains of a killed driver's Ray is waited for, a proxy comes back."""
-        self.log.append(target)
-        if target == "proxy":
-            self.proxy.kill()
-            time.sleep(self.noise.uniform(0.0, 0.5))
-            self.proxy.start()
-            return
-        assert self.driver is not None
-        children = psutil.Process(self.driver.pid).children(recursive=True)
-        workers = [process for process in children if _is_worker(process)]
-        if target == "worker":
-            for process in workers:
-                process.kill()
-            return
-        self.driver.kill()
-        self.driver.wait()
-        assert psutil.wait_procs(workers, timeout=120)[1] == []
-
-    def finish(self) -> TeacherStore:
-        """Let the run end by itself."""
-        deadline = time.monotonic() + START_SECONDS + 0.2 * KILLS * ROWS_PER_KILL
-        while not self.is_finished:
-            self.start()
-            assert time.monotonic() < deadline, f"not finished after {self.log}"
-            time.sleep(0.1)
-        return load_store(RunPaths.from_config(self.config).store)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return "ClientWorker" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-
-
-def _config(directory: Path, base_url: str, mode: str) -> Config:
+def _config(directory: Path, base_url: str, mode: str, **store: Any) -> Config:
     return Config.model_validate(
         {
             "run": {"dir": str(directory / "runs"), "name": "soak"},
@@ -157,33 +62,33 @@ def _config(directory: Path, base_url: str, mode: str) -> Config:
                     "budget": {"ask_above_usd": 100.0},
                 },
                 "signals": {"num_logprobs": 0},
-                "store": {"num_partitions": 4, "rows_per_part": 64},
+                "store": {"num_partitions": 4, "rows_per_part": 64, **store},
             },
         }
     )
 
 
+@contextmanager
+def _killed_run(config: Config, api: ScriptedApi, proxy: ServerProcess) -> Iterator[KilledRun]:
+    """A run whose endpoint is behind `proxy`, which can be killed as well."""
+
+    def kill_proxy(run: KilledRun) -> None:
+        proxy.kill()
+        time.sleep(run.noise.uniform(0.0, 0.5))
+        proxy.start()
+
+    def asked() -> int:
+        return api.counts.requests + int(api.desk.as_json()["batched_rows"])
+
+    run = KilledRun(config, asked, "ClientWorker", {"proxy": kill_proxy})
+    try:
+        yield run
+    finally:
+        end(run)
+
+
 def _proxy(api: ScriptedApi, fault: str) -> ServerProcess:
     return ServerProcess("raystill.testing.fault_proxy", ["--upstream", api.url, "--fault", fault])
-
-
-def _save_prompts(config: Config, number: int) -> None:
-    paths = RunPaths.from_config(config)
-    prompts = [
-        Prompt(
-            f"p{index:06d}",
-            "soak",
-            "train",
-            [{"role": "user", "content": f"question {index}"}],
-            "text",
-            None,
-            4,
-        )
-        for index in range(number)
-    ]
-    save_prompts(paths.prompt_table, prompts)
-    manifest = Manifest(stage="prepare", fingerprint=f"soak-{number}", config={}, inputs={})
-    save_manifest(paths.stage_dir("prepare"), manifest)
 
 
 def _assert_each_row_once(store: TeacherStore, number: int, factor: float, notes: str) -> None:
@@ -207,43 +112,53 @@ def _assert_each_row_once(store: TeacherStore, number: int, factor: float, notes
     assert verify_store(store.path).ok
 
 
+def _soak_online(config: Config, api: ScriptedApi, proxy: ServerProcess, kills: int, what: str) -> None:
+    journal_rows = REMOTE_JOURNAL_ROWS if is_remote(RunPaths.from_config(config).store) else JOURNAL_ROWS
+    number = ROWS_PER_KILL * kills + 200
+    save_questions(config, number)
+    allowed = 0
+
+    def allow(victim: str) -> None:
+        nonlocal allowed
+        # A proxy takes nothing with it that the worker has in its hands.
+        allowed += api.counts.in_flight + (0 if victim == "proxy" else journal_rows)
+
+    with _killed_run(config, api, proxy) as run:
+        run.soak({"driver": 0.2, "worker": 0.4, "proxy": 0.4}, (20, 100), kills, before_kill=allow)
+        store = run.finish(what)
+        _assert_each_row_once(store, number, 1.0, run.notes)
+        asked_again = api.counts.requests - len(api.counts.by_body)
+        assert asked_again <= allowed + PROBES * run.starts, run.notes
+        billed = api.counts.prompt_tokens * PROMPT_USD + api.counts.completion_tokens * COMPLETION_USD
+        assert load_spending(store).spent_usd <= billed / 1e6 * (1.0 + 1e-9), run.notes
+
+
 def test_random_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    noise = random.Random(SEED)
     with ScriptedApi(latency=Latency(0.12, 0.5, 0.05, 0.5)) as api, _proxy(api, "429=0.2:0.02") as proxy:
         config = _config(tmp_path, f"{proxy.url}/v1", "online")
-        number = ROWS_PER_KILL * KILLS + 200
-        _save_prompts(config, number)
-        soak = Soak(config, api, proxy, noise)
-        targets: list[Target] = ["driver", "worker", "proxy"]
-        allowed = 0
-        for index in range(KILLS):
-            if not soak.wait_for_progress(noise.randint(20, 100)):
-                break
-            time.sleep(noise.uniform(0.0, 0.3))
-            allowed += api.counts.in_flight + JOURNAL_ROWS
-            soak.kill(targets[index] if index < len(targets) else noise.choice(targets))
-        store = soak.finish()
-        notes = f"seed {SEED}, {soak.log}"
-        _assert_each_row_once(store, number, 1.0, notes)
-        asked_again = api.counts.requests - len(api.counts.by_body)
-        assert asked_again <= allowed + PROBES * soak.starts, notes
-        billed = api.counts.prompt_tokens * PROMPT_USD + api.counts.completion_tokens * COMPLETION_USD
-        spending = load_spending(store)
-        assert spending.spent_usd <= billed / 1e6 * (1.0 + 1e-9), notes
+        _soak_online(config, api, proxy, ONLINE_KILLS, "closed teacher")
+
+
+def test_kills_while_answers_go_to_object_storage_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    latency = Latency(0.12, 0.5, 0.05, 0.5)
+    with (
+        object_storage() as bucket,
+        ScriptedApi(latency=latency) as api,
+        _proxy(api, "429=0.2:0.02") as proxy,
+    ):
+        config = _config(tmp_path, f"{proxy.url}/v1", "online", path=f"{bucket}/soak")
+        _soak_online(config, api, proxy, REMOTE_KILLS, "closed teacher, store on S3")
 
 
 def test_kills_while_batches_run_ask_for_nothing_twice(tmp_path: Path) -> None:
-    noise = random.Random(SEED)
-    number = 40 * KILLS + 40
-    script = BatchScript(rows_per_second=8.0, duplicates=0.1)
+    number = BATCH_ROWS_PER_KILL * BATCH_KILLS + 40
+    script = BatchScript(rows_per_second=1.0, duplicates=0.1)
     with ScriptedApi(batches=script) as api, _proxy(api, "latency=0.1:0.1") as proxy:
         config = _config(tmp_path, f"{proxy.url}/v1", "batch")
-        _save_prompts(config, number)
-        soak = Soak(config, api, proxy, noise)
-        for index in range(KILLS):
-            if not soak.wait_for_progress(noise.randint(2, 10)):
-                break
-            soak.kill("driver" if index % 2 == 0 else "proxy")
-        store = soak.finish()
-        _assert_each_row_once(store, number, 0.5, f"seed {SEED}, {soak.log}")
-        assert api.desk.as_json()["batched_rows"] == number
+        save_questions(config, number)
+        with _killed_run(config, api, proxy) as run:
+            run.soak({"driver": 0.5, "proxy": 0.5}, (1, 4), BATCH_KILLS)
+            api.desk.hurry()
+            store = run.finish("batches of a closed teacher")
+            _assert_each_row_once(store, number, 0.5, run.notes)
+            assert api.desk.as_json()["batched_rows"] == number

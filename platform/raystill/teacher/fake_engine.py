@@ -23,6 +23,8 @@ SECONDS_PER_ROW_VARIABLE = "RAYSTILL_FAKE_SECONDS_PER_ROW"
 # A prompt that holds this text kills the engine's process, or hangs for ever.
 POISON_VARIABLE = "RAYSTILL_FAKE_POISON"
 HANG_VARIABLE = "RAYSTILL_FAKE_HANG"
+# A file that gets a line, the row's key, for every completion that any engine is asked for.
+ASKED_VARIABLE = "RAYSTILL_FAKE_ASKED"
 # As many as anybody likes; 64 keeps the order of finishing realistic.
 FAKE_ROWS_IN_FLIGHT = 64
 _LOG_2 = math.log(2.0)
@@ -46,6 +48,7 @@ class FakeEngine:
         self._seconds_per_row = float(os.environ.get(SECONDS_PER_ROW_VARIABLE, "0"))
         self._poison = os.environ.get(POISON_VARIABLE)
         self._hang = os.environ.get(HANG_VARIABLE)
+        self._asked = os.environ.get(ASKED_VARIABLE)
 
     @property
     def rows_in_flight(self) -> int:
@@ -55,6 +58,7 @@ class FakeEngine:
     async def generate(self, request: GenerationRequest) -> Generation:
         """A completion that depends on the prompt and, above temperature 0, on the seed."""
         started = time.monotonic()
+        self._note(request.key)
         room = self._context_length - len(request.prompt_token_ids)
         if room <= 0 or len(request.prompt_token_ids) == 0:
             code = "prompt_too_long" if room <= 0 else "prompt_empty"
@@ -93,6 +97,13 @@ class FakeEngine:
 
     def shutdown(self) -> None:
         """There is nothing to end."""
+
+    def _note(self, key: str) -> None:
+        if self._asked is None:
+            return
+        # One write, unbuffered: engines share the file, and are killed.
+        with open(self._asked, "ab", buffering=0) as stream:
+            stream.write(f"{key}\n".encode("ascii"))
 
     def _base(self, prompt_token_ids: Int32Array) -> int:
         digest = hashlib.sha256(np.asarray(prompt_token_ids, "<i4").tobytes()).digest()
