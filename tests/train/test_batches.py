@@ -57,6 +57,26 @@ def test_the_same_steps_however_they_are_shared(
         assert one.plan(step, 0).num_tokens == many.plan(step, workers - 1).num_tokens
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("present", [1, 2, 3, 4])
+def test_fewer_workers_than_there_may_be_share_the_same_steps(
+    settings: TrainSettings, present: int, packed: bool
+) -> None:
+    """However many of at most four take part: the same rows, cut alike, each row once."""
+    examples = make_examples(101)
+    cut = replace(settings, num_workers=4, micro_batch_rows=2, packed=packed)
+    all_four, some = StepPlanner(examples, cut), StepPlanner(examples, cut, present)
+    assert some.steps_per_epoch == all_four.steps_per_epoch
+    for step in range(20):
+        assert rows_of(some, step, present) == rows_of(all_four, step, 4)
+        cuts = [
+            sorted(tuple(rows) for rank in range(count) for rows in planner.plan(step, rank).micro_batches)
+            for planner, count in ((some, present), (all_four, 4))
+        ]
+        assert cuts[0] == cuts[1]
+        assert some.plan(step, present - 1).num_tokens == all_four.plan(step, 0).num_tokens
+
+
 def test_a_step_needs_no_history(settings: TrainSettings) -> None:
     examples = make_examples(101)
     walked = StepPlanner(examples, settings)
@@ -127,5 +147,6 @@ def test_loss_on_places_in_the_prompt(settings: TrainSettings) -> None:
 def test_evaluation_covers_every_row_once_over_all_workers(settings: TrainSettings) -> None:
     examples = make_examples(37)
     shared = replace(settings, num_workers=3)
-    seen = [int(row) for rank in range(3) for rows in plan_evaluation(examples, shared, rank) for row in rows]
+    cut = [rows for rank in range(3) for rows in plan_evaluation(examples, shared, rank, 3)]
+    seen = [int(row) for rows in cut for row in rows]
     assert sorted(seen) == list(range(37))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import shutil
 import tempfile
@@ -16,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raystill.checkpoint.store import step_of
 from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.stage import execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
 from raystill.train.launch import require_resources, run_training, translate_failure
+from raystill.train.pointers import listed_checkpoints
 from raystill.train.settings import resolve_settings
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
 
@@ -113,6 +116,45 @@ def test_two_workers_end_where_one_does(world: Any, ray_here: None, parallelism:
     first, second = (load_file(world.paths(c).model("distill") / "model.safetensors") for c in (one, two))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.ray
+def test_as_many_workers_as_fit_train_the_same_steps_and_a_lost_one_is_made_up_for(
+    world: Any, ray_here: None
+) -> None:
+    """Of at most four workers with 2 CPUs each, Ray has room for two."""
+    from ray.train import Result
+
+    steps = {"steps": 300, "save_every": 20, "log_every": 1}
+    alone = world.config("alone", training=steps)
+    world.train(alone)
+    range_ = {"num_workers": [1, 4], "cpus_per_worker": 2}
+    rows = {"per_device_train_batch_size": 2}
+    elastic = world.config("elastic", training=steps | range_, train={"distillation": rows})
+    paths = world.paths(elastic)
+    world.list_requests(paths)
+    killed: list[int] = []
+
+    def kill_once(record: dict[str, Any]) -> None:
+        if record["step"] > 20 and not killed:
+            killed.append(kill_the_workers())
+
+    summary = run_training(elastic, paths, "distill", kill_once)
+    assert killed == [2] and summary["metrics"]["num_workers"] == 2
+    log = [json.loads(line) for line in paths.run_log.read_text(encoding="utf-8").splitlines()]
+    (lost,) = [line["message"] for line in log if line["event"] == "warning"]
+    assert "worker failed" in lost and "going on from step" in lost
+    ours, theirs = (
+        {line["step"]: line["train/loss"] for line in world.metrics(config) if "train/loss" in line}
+        for config in (elastic, alone)
+    )
+    assert list(ours) == list(theirs) == list(range(1, 301))
+    # Sums in another order: equal at first, and in the end as near as training lets rounding grow.
+    for step, loss in ours.items():
+        assert loss == pytest.approx(theirs[step], rel=1e-4 if step <= 10 else 2e-2), step
+    (attempt,) = paths.ray_attempts("distill").iterdir()
+    listed = listed_checkpoints(Result.from_path(str(attempt)))
+    assert [step_of(path) for path in listed] == [30, 75, 150, 225, 240, 260, 270, 280, 300]
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ def test_auto_cuts_what_would_fill_a_gpu(
 ) -> None:
     """A billion parameters that train take 16 GB with their gradients and moments."""
     settings = resolve_settings(empty_world.config(), "distill")
-    settings = replace(settings, parallelism=asked, num_workers=workers)
-    assert choose_parallelism(settings, trained=10**9, frozen=0, gpu_bytes=gpu_bytes) == expected
+    settings = replace(settings, parallelism=asked)
+    assert choose_parallelism(settings, workers, trained=10**9, frozen=0, gpu_bytes=gpu_bytes) == expected
 
 
 def test_a_model_that_is_not_cut_is_left_alone() -> None:

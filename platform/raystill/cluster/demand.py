@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raystill.config.general import worker_range
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, Problem
 from raystill.run.paths import StageName
@@ -58,9 +59,9 @@ def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None
         each = {"GPU": float(config.teacher.vllm.tensor_parallel_size)} if gpu else {"CPU": 1.0}
         return Demand(stage, "engine", least, most, each, "teacher.vllm.num_engines")
     if stage in ("sft", "distill"):
-        workers = config.training.num_workers
+        least, most = worker_range(config.training)
         each = {"CPU": float(config.training.cpus_per_worker or 1)} | ({"GPU": 1.0} if gpu else {})
-        return Demand(stage, "training worker", workers, workers, each, "training.num_workers")
+        return Demand(stage, "training worker", least, most, each, "training.num_workers")
     return None
 
 

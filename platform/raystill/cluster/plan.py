@@ -19,6 +19,7 @@ from raystill.cluster.kd_source import PlannedSource, plan_kd_source
 from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
 from raystill.cluster.rates import load_rates, machine_name, rate_key
 from raystill.cluster.workload import Workload, estimate_workload
+from raystill.config.general import worker_range
 from raystill.config.schema import Config
 from raystill.config.training import DistillationSection, SftSection
 from raystill.errors import Problem
@@ -179,7 +180,7 @@ class _Sizing:
         test_size = section.dataset.test_size if isinstance(section, SftSection) else section.test_size
         trained = rows - round(rows * test_size)
         per_step = section.per_device_train_batch_size * section.gradient_accumulation_steps
-        per_step *= self.config.training.num_workers
+        per_step *= worker_range(self.config.training)[1]
         return section.num_train_epochs * max(1, -(-trained // per_step))
 
     def _section(self, name: StageName) -> SftSection | DistillationSection | None:
@@ -252,7 +253,8 @@ class _Sizing:
         if steps is None or row_tokens is None:
             return None, disk
         rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
-        return 6.0 * self.student * steps * rows * self.config.training.num_workers * row_tokens, disk
+        rows *= worker_range(self.config.training)[1]
+        return 6.0 * self.student * steps * rows * row_tokens, disk
 
     def _row_tokens(self) -> float | None:
         work = self.workload

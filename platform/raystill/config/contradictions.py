@@ -15,6 +15,7 @@ from raystill.config.checkpoint_contradictions import find_checkpoint_contradict
 from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.curriculum_contradictions import find_curriculum_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
+from raystill.config.general import worker_range
 from raystill.config.grade_contradictions import find_grading_problems
 from raystill.config.loaded import LoadedConfig
 from raystill.config.losses import largest
@@ -168,6 +169,16 @@ def _engine_pool(loaded: LoadedConfig) -> Iterator[Problem]:
             f"`teacher.vllm.num_engines` is {engines}: the least is more than the most",
             loaded.where("teacher.vllm.num_engines"),
             f"write [{engines[1]}, {engines[0]}]",
+        )
+
+
+def _elastic_workers(loaded: LoadedConfig) -> Iterator[Problem]:
+    least, most = worker_range(loaded.config.training)
+    if least > most:
+        yield Problem(
+            f"`training.num_workers` is [{least}, {most}]: the least is more than the most",
+            loaded.where("training.num_workers"),
+            f"write [{most}, {least}]",
         )
 
 
@@ -353,6 +364,7 @@ _CHECKS: tuple[Callable[[LoadedConfig], Iterator[Problem]], ...] = (
     _samples,
     _tool_schema,
     _engine_pool,
+    _elastic_workers,
     find_answer_problems,
     _remote_code,
     _number_types,

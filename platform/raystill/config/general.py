@@ -9,6 +9,7 @@ from pydantic import Field
 from raystill.config.section import Section
 
 Count = Annotated[int, Field(gt=0)]
+WorkerRange = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Parallelism = Literal["auto", "ddp", "fsdp"]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -114,7 +115,11 @@ class TrainingSection(Section):
     max_spike_steps: Count = Field(
         3, description="Spikes skipped in a row before a step is taken all the same."
     )
-    num_workers: Count = Field(1, description="Data-parallel training workers.")
+    num_workers: Count | WorkerRange = Field(
+        1,
+        description="Data-parallel training workers; [min, max]: as many as the cluster has room for, and "
+        "fewer or more as nodes go and come. The rows of a step are those of the largest number.",
+    )
     cpus_per_worker: Count | None = Field(
         None, description="CPUs of a training worker; unset shares all cores."
     )
@@ -127,6 +132,12 @@ class TrainingSection(Section):
         False, description="Compute activations again in the backward pass: a third more time, less memory."
     )
     checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
+
+
+def worker_range(training: TrainingSection) -> tuple[int, int]:
+    """The least and the most workers of `training.num_workers`; equal where it is one number."""
+    workers = training.num_workers
+    return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
 
 
 class DatasetSection(Section):

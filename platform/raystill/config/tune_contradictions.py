@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raystill.config.general import worker_range
 from raystill.config.keys import find_key, nearest_keys
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_source import resolve_signal_source
@@ -89,7 +90,7 @@ def _stage(loaded: LoadedConfig, tune: TuneSection) -> Iterator[Problem]:
             loaded.where("train.distillation.teacher.source"),
             "set it to store, or train without a sweep",
         )
-    if config.training.num_workers > 1:
+    if worker_range(config.training)[1] > 1:
         yield Problem(
             f"training.num_workers is {config.training.num_workers}, and a trial runs in one process",
             loaded.where("training.num_workers"),

@@ -95,8 +95,8 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         save_initial_model(model, chat, job.paths.initial_model(job.stage))
     student = build_student(model, settings)
     settings = replace(settings, packed=choose_packing(settings, model, notes))
-    shard_if_needed(student, settings)
-    planner = StepPlanner(data.train, settings)
+    shard_if_needed(student, settings, group.size)
+    planner = StepPlanner(data.train, settings, group.size)
     source = build_source(job.config, job.paths, settings, group, chat, student, data.train, planner)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     state = TrainState(

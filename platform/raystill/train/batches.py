@@ -67,8 +67,12 @@ class StepPlan:
 class StepPlanner:
     """Plans any step of a run from its number alone."""
 
-    def __init__(self, examples: ExampleSet, settings: TrainSettings) -> None:
-        """Raises ConfigError for a curriculum that leaves a phase or a source without rows."""
+    def __init__(self, examples: ExampleSet, settings: TrainSettings, group_size: int | None = None) -> None:
+        """`group_size` is how many workers there are now, where they may be fewer than the settings say.
+
+        Raises ConfigError for a curriculum that leaves a phase or a source without rows.
+        """
+        self._group_size = group_size or settings.num_workers
         self._lengths = examples.lengths
         self._loss_tokens = examples.num_loss_tokens
         self._settings = settings
@@ -90,7 +94,7 @@ class StepPlanner:
         """Step `step` (counted from 0) as worker `rank` sees it."""
         rows = self._order.rows(step)
         micro_batches = cut_rows(rows, self._lengths, self._settings)
-        return StepPlan(micro_batches[rank :: self._settings.num_workers], int(self._loss_tokens[rows].sum()))
+        return StepPlan(micro_batches[rank :: self._group_size], int(self._loss_tokens[rows].sum()))
 
 
 def cut_rows(rows: IndexArray, lengths: IndexArray, settings: TrainSettings) -> list[IndexArray]:
@@ -123,13 +127,15 @@ def pack_rows(rows: IndexArray, lengths: IndexArray, capacity: int, multiple_of:
     return [rows[place : place + 1] for place in range(len(rows))]
 
 
-def plan_evaluation(examples: ExampleSet, settings: TrainSettings, rank: int) -> list[IndexArray]:
-    """This worker's micro-batches of a whole held-out set, longest first."""
+def plan_evaluation(
+    examples: ExampleSet, settings: TrainSettings, rank: int, group_size: int
+) -> list[IndexArray]:
+    """The micro-batches of a whole held-out set that worker `rank` of `group_size` takes, longest first."""
     longest_first = np.argsort(-examples.lengths, kind="stable")
     size = settings.rows_per_step
     windows = [longest_first[start : start + size] for start in range(0, len(longest_first), size)]
     batches = [batch for rows in windows for batch in cut_rows(rows, examples.lengths, settings)]
-    return batches[rank :: settings.num_workers]
+    return batches[rank::group_size]
 
 
 def collate(

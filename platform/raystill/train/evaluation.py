@@ -28,7 +28,7 @@ def evaluate_loss(
     totals = Totals(student.device)
     student.network.eval()
     with torch.no_grad():
-        batches = plan_evaluation(held_out, settings, group.rank)
+        batches = plan_evaluation(held_out, settings, group.rank, group.size)
         keep_in_step(student, len(batches), group)
         for rows in batches:
             batch = collate(held_out, rows, student.pad_id, student.device, packed=settings.packed)

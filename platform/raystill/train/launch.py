@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raystill.config.general import worker_range
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault, RaystillError
+from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths
 from raystill.run.publish import write_json
 from raystill.run.remote import open_place
@@ -43,13 +45,38 @@ def run_training(
 ) -> dict[str, Any]:
     """Train `stage` on the Ray that is running, and return the first worker's summary.
 
+    Where `training.num_workers` is a range, Ray takes as many workers as fit and changes their number as
+    nodes come and go, and a group that lost a worker is started again as long as it gets on.
+
     Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for, or a
     worker or Ray's controller died.
     """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from raystill.checkpoint.store import latest_valid
+
+    least, most = worker_range(config.training)
+    lost_at = -1
+    while True:
+        try:
+            return _train_once(config, paths, stage, on_progress)
+        except TrainingFailedError as error:
+            fault = translate_failure(error, paths.checkpoints(stage))
+            reached = latest_valid(paths.checkpoints(stage)).step or 0
+            if least == most or _own_error(error) is not None or reached <= lost_at:
+                raise fault from error
+            lost_at = reached
+            with EventLog(paths.run_log, stage) as events:
+                events.emit("warning", message=f"{fault.what}; going on from step {reached}")
+
+
+def _train_once(
+    config: Config, paths: RunPaths, stage: TrainStageName, on_progress: Progress | None
+) -> dict[str, Any]:
+    """One worker group's work, and that of those that Ray puts in its place when nodes come and go."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from raystill.train.device import choose_device_type
     from raystill.train.pointers import fresh_attempt, pointer_config
@@ -62,6 +89,7 @@ def run_training(
     require_resources(config, scaling, resources)
     attempts = paths.ray_attempts(stage).absolute()
     joined = is_cluster_joined(config)
+    least, most = worker_range(config.training)
     with _environment(watch_preemption=joined), fresh_attempt(attempts) as name:
         trainer = TorchTrainer(
             _ray_worker,
@@ -74,7 +102,7 @@ def run_training(
                 "watch_preemption": joined,
             },
             scaling_config=ScalingConfig(
-                num_workers=config.training.num_workers,
+                num_workers=most if least == most else (least, most),
                 use_gpu=device == "cuda",
                 resources_per_worker=scaling,
             ),
@@ -89,8 +117,6 @@ def run_training(
         try:
             tail = MetricsTail(paths.training_metrics(stage))
             result = _fit(trainer.fit, tail, on_progress, paths.stop_request(stage))
-        except TrainingFailedError as error:
-            raise translate_failure(error, paths.checkpoints(stage)) from error
         except ray.exceptions.RayActorError as error:
             raise EnvironmentFault(
                 "Ray Train's controller died",
@@ -146,7 +172,7 @@ def require_resources(config: Config, scaling: dict[str, float], resources: dict
     """Refuse what a local Ray can never give; a cluster may still grow into it."""
     if is_cluster_joined(config):
         return
-    workers = config.training.num_workers
+    workers, _ = worker_range(config.training)
     for name, amount in scaling.items():
         if amount * workers > resources.get(name, 0.0):
             raise EnvironmentFault(
@@ -159,12 +185,9 @@ def require_resources(config: Config, scaling: dict[str, float], resources: dict
 
 def translate_failure(error: Exception, checkpoints: Path) -> RaystillError:
     """Our own error if a worker raised one; else what Ray knows about the worker that died."""
-    failures = getattr(error, "worker_failures", {})
-    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-    for cause in causes:
-        if isinstance(cause, RaystillError):
-            return cause
-    first = next(iter(causes), error)
+    if (own := _own_error(error)) is not None:
+        return own
+    first = next(iter(_causes(error)), error)
     # A wrapped exception's text is its traceback, which ends with the message; Ray's own explains at length.
     text = next(iter(reversed(str(first).strip().splitlines())), "no message")[:_LONGEST_REASON]
     return EnvironmentFault(
@@ -173,6 +196,15 @@ def translate_failure(error: Exception, checkpoints: Path) -> RaystillError:
         fix="run again: it resumes from the newest checkpoint; if memory ran out, lower "
         "per_device_train_batch_size and raise gradient_accumulation_steps",
     )
+
+
+def _own_error(error: Exception) -> RaystillError | None:
+    return next((cause for cause in _causes(error) if isinstance(cause, RaystillError)), None)
+
+
+def _causes(error: Exception) -> list[Exception]:
+    failures = getattr(error, "worker_failures", {})
+    return [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
 
 
 @contextmanager

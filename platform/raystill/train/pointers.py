@@ -67,11 +67,11 @@ def fresh_attempt(directory: Path) -> Iterator[str]:
 
 def listed_checkpoints(result: Result) -> list[Path]:
     """The checkpoints that a result of Ray's points to and that are there, by step."""
-    found = []
+    found = set()
     for pointer, _ in result.best_checkpoints or []:
         place = Path(json.loads((Path(pointer.path) / POINTER_NAME).read_text(encoding="utf-8"))["path"])
         if place.is_dir():
-            found.append(place)
+            found.add(place)
     return sorted(found)
 
 
@@ -83,6 +83,8 @@ class PointerReporter:
         self._group = group
         self._device = device
         self._told: set[int] = set()
+        # A group of workers that Ray started again tells some steps once more: no name may come twice.
+        self._group_name = secrets.token_hex(4)
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
         """Report a step that is being saved; at the last one, also what earlier attempts have saved."""
@@ -115,5 +117,5 @@ class PointerReporter:
             ray.train.report(
                 values,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"pointer-{step:08d}",
+                checkpoint_dir_name=f"pointer-{step:08d}-{self._group_name}",
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raystill.config.general import Parallelism
+from raystill.config.general import Parallelism, worker_range
 from raystill.config.models import AssistantLora
 from raystill.config.schema import Config
 from raystill.config.signal_source import SignalSourceName, resolve_signal_source
@@ -150,7 +150,7 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         epochs=section.num_train_epochs,
         micro_batch_rows=section.per_device_train_batch_size,
         accumulation=section.gradient_accumulation_steps,
-        num_workers=training.num_workers,
+        num_workers=worker_range(training)[1],
         parallelism=training.parallelism,
         gradient_checkpointing=training.gradient_checkpointing,
         learning_rate=section.learning_rate,

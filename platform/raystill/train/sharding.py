@@ -28,10 +28,10 @@ _LARGEST_SHARE = 0.6
 
 
 def choose_parallelism(
-    settings: TrainSettings, trained: int, frozen: int, gpu_bytes: int | None
+    settings: TrainSettings, group_size: int, trained: int, frozen: int, gpu_bytes: int | None
 ) -> Literal["ddp", "fsdp"]:
     """How the workers hold the model; `trained` and `frozen` count parameters, a CPU has no `gpu_bytes`."""
-    if settings.num_workers == 1:
+    if group_size == 1:
         return "ddp"
     if settings.parallelism != "auto":
         return settings.parallelism
@@ -39,15 +39,15 @@ def choose_parallelism(
     return "fsdp" if gpu_bytes is not None and needed > _LARGEST_SHARE * gpu_bytes else "ddp"
 
 
-def shard_if_needed(student: Student, settings: TrainSettings) -> None:
+def shard_if_needed(student: Student, settings: TrainSettings, group_size: int) -> None:
     """Cut the student among the workers where it should be; before its optimizer is built. Collective."""
     trained = student.num_parameters(trainable_only=True)
     memory = None
     if student.device.type == "cuda":
         memory = torch.cuda.get_device_properties(student.device).total_memory
     frozen = student.num_parameters() - trained
-    if choose_parallelism(settings, trained, frozen, memory) == "fsdp":
-        shard(student.network, student.causal_lm, settings.num_workers)
+    if choose_parallelism(settings, group_size, trained, frozen, memory) == "fsdp":
+        shard(student.network, student.causal_lm, group_size)
 
 
 def keep_in_step(student: Student, passes: int, group: WorkerGroup) -> None:
