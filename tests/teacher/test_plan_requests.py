@@ -8,9 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
@@ -26,7 +29,7 @@ from raystill.teacher.open_requests import plan_open_requests
 from raystill.teacher.plan_requests import Question, RequestPlan, RequestPlanner
 from raystill.teacher.preview import choose_requests
 from raystill.teacher.progress import Progress
-from raystill.teacher.request_list import list_fingerprint
+from raystill.teacher.request_list import Origin, list_origin
 from raystill.teacher.row_order import mark_tail
 from raystill.teacher.sampling import num_samples_of, row_sampling, sampling_of
 from raystill.teacher.shards import Shard
@@ -141,7 +144,73 @@ def test_only_prompts_with_open_requests_are_rendered_again(make_config: MakeCon
     plan("other facts")
     assert len(asked) == 10
     save_prompts(tmp_path / "prompts.parquet", prompts[:-2])
-    assert plan("fewer prompts").num_requests == 15 and len(asked) == 8
+    assert plan("fewer prompts").num_requests == 15 and asked == ["p002", "p005"]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_changed_prompts_give_the_list_that_all_of_them_would_give_and_render_only_new_ones(
+    make_config: MakeConfig, data: st.DataObject
+) -> None:
+    """Added, removed, reordered, and prompts that render alike, of which one may take over from another."""
+    pool = [prompt(index, "eval" if index % 4 == 0 else "train", words="w" * index) for index in range(10)]
+    pool += [replace(pool[index], id=f"alike-{index}") for index in (1, 2, 4)]
+    drawn = st.lists(st.sampled_from(pool), min_size=1, unique_by=lambda each: each.id)
+    config = make_config(base={"num_samples": 2})
+    asked: list[str] = []
+    planner = planner_of(config, asked)
+    with TemporaryDirectory() as directory:
+        here = Path(directory)
+        store = open_store(here / "store", IDENTITY, 4)
+        seen: set[str] = set()
+        for number in range(3):
+            prompts = data.draw(drawn)
+            save_prompts(here / "prompts.parquet", prompts)
+            asked.clear()
+            grown = planner.plan(
+                store, here / "prompts.parquet", here / "grown" / "list.parquet", here / f"g{number}"
+            )
+            known = {each.id for each in prompts} & seen
+            if 2 * len(known) < len(prompts):
+                assert asked == [each.id for each in prompts]
+            once = here / f"once-{number}" / "list.parquet"
+            planner.plan(store, here / "prompts.parquet", once, here / f"o{number}")
+            assert (here / "grown" / "list.parquet").read_bytes() == once.read_bytes()
+            rows = [row for shard in grown.shards for row in shard.read()]
+            assert len(rows) == grown.num_requests
+            seen = {each.id for each in prompts}
+
+
+def test_a_thousand_more_prompts_render_a_thousand(make_config: MakeConfig, tmp_path: Path) -> None:
+    asked: list[str] = []
+    planner = planner_of(make_config(), asked)
+    planner = replace(planner, ask=_ask_in_words(planner.ask))
+    prompts = [prompt(index) for index in range(3000)]
+    store = open_store(tmp_path / "store", IDENTITY, 4)
+    table, source = tmp_path / "plan" / "list.parquet", tmp_path / "prompts.parquet"
+    save_prompts(source, prompts[1000:])
+    first = planner.plan(store, source, table, tmp_path / "first")
+    with PartWriter(store) as writer:
+        for part, rejects in _by_partition(load_requests(first.table)).items():
+            writer.commit_rejects(part, rejects)
+    asked.clear()
+    save_prompts(source, prompts)
+    more = planner.plan(store, source, table, tmp_path / "more")
+    assert (more.num_requests, more.reused) == (3000, 2000)
+    assert sum(shard.num_rows for shard in more.shards) == 1000
+    # Once for their keys, once for their rows.
+    assert asked == [each.id for each in prompts[:1000]] * 2
+
+
+def _ask_in_words(ask: Callable[[Prompt], Question]) -> Callable[[Prompt], Question]:
+    return lambda asked: replace(ask(asked), rendered=str(asked.messages[0]["content"]))
+
+
+def _by_partition(requests: list[Request]) -> dict[int, list[Reject]]:
+    rejects: dict[int, list[Reject]] = defaultdict(list)
+    for request in requests:
+        rejects[partition_of(request.key, 4)].append(reject_of(request.key))
+    return rejects
 
 
 def reject_of(key: str) -> Reject:
@@ -152,15 +221,15 @@ def test_how_a_run_is_carried_out_changes_no_plan(make_config: MakeConfig, tmp_p
     save_prompts(tmp_path / "prompts.parquet", [prompt(0)])
     config = make_config()
 
-    def fingerprint(**changes: Any) -> str:
+    def origin(**changes: Any) -> Origin:
         teacher = config.teacher.model_copy(update=changes)
         changed = config.model_copy(update={"teacher": teacher})
-        return list_fingerprint(changed, IDENTITY, tmp_path / "prompts.parquet", {})
+        return list_origin(changed, IDENTITY, tmp_path / "prompts.parquet", {})
 
     more_engines = config.teacher.vllm.model_copy(update={"num_engines": 7})
-    assert fingerprint() == fingerprint(vllm=more_engines)
+    assert origin() == origin(vllm=more_engines)
     more_samples = config.teacher.base.model_copy(update={"num_samples": 7})
-    assert fingerprint() != fingerprint(base=more_samples)
+    assert origin() != origin(base=more_samples)
 
 
 def test_the_first_sample_has_the_key_of_a_run_without_samples(

@@ -88,9 +88,7 @@ class Keys:
 
     def partition_edges(self, num_partitions: int) -> list[int]:
         """Of sorted keys: where each partition starts, and where the last one ends."""
-        # The first 60 bits decide; the start of partition 0 is 0 and every key is below the end of the last.
-        starts = [partition_start(number, num_partitions) << 4 for number in range(num_partitions)]
-        edges = np.searchsorted(self.high_N, np.array(starts, np.uint64), side="left")
+        edges = np.searchsorted(self.high_N, _partition_starts(num_partitions), side="left")
         return [*edges.tolist(), len(self)]
 
 
@@ -111,6 +109,14 @@ class KeySet:
         """The union of packed keys."""
         return cls(Keys.from_packed(*packed))
 
+    def union(self, other: KeySet) -> KeySet:
+        """The keys of both."""
+        mixed_N = np.concatenate([self._mixed_N, other._mixed_N])
+        order = np.argsort(mixed_N)
+        joined = KeySet(Keys(mixed_N[:0], mixed_N[:0]))
+        joined._mixed_N, joined._low_N = mixed_N[order], np.concatenate([self._low_N, other._low_N])[order]
+        return joined
+
     def contains(self, wanted: Keys) -> BoolArray:
         """Which of `wanted` are in the set, in their order."""
         mixed_N = _mix_in_order(wanted)
@@ -127,6 +133,11 @@ class KeySet:
         return found
 
 
+def partition_numbers(keys: Keys, num_partitions: int) -> Int64Array:
+    """The partition of each key."""
+    return np.searchsorted(_partition_starts(num_partitions), keys.high_N, side="right") - 1
+
+
 def first_occurrences(keys: Keys) -> BoolArray:
     """Which keys are not equal to an earlier one."""
     mixed_N = _mix(keys)
@@ -141,6 +152,12 @@ def first_occurrences(keys: Keys) -> BoolArray:
     return first
 
 
+def _partition_starts(num_partitions: int) -> UInt64Array:
+    # The first 60 bits decide; the start of partition 0 is 0 and every key is below the end of the last.
+    starts = [partition_start(number, num_partitions) << 4 for number in range(num_partitions)]
+    return np.array(starts, np.uint64)
+
+
 def _mix(keys: Keys) -> UInt64Array:
     """One number per key, different for nearly all: samples of one request share `high`, so it won't do.
 
@@ -150,8 +167,8 @@ def _mix(keys: Keys) -> UInt64Array:
 
 
 def _mix_in_order(keys: Keys) -> UInt64Array:
-    """Like `_mix`, but in the order of all but the last 16 bits of `high`: sorted keys are then looked up side
-    by side, which is eight times as fast as all over memory.
+    """Like `_mix`, but in the order of all but the last 16 bits of `high`: sorted keys are then looked up
+    side by side, which is eight times as fast as all over memory.
     """
     return (keys.high_N & ~_LAST_BITS) | (_mix(keys) & _LAST_BITS)
 

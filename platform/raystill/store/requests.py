@@ -7,7 +7,7 @@ trained on may be held out here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +105,14 @@ def copy_requests(source: Path, path: Path) -> None:
             writer.add(table)
 
 
-def iter_request_tables(path: Path) -> Iterator[pa.Table]:
+def iter_request_tables(
+    path: Path, columns: Sequence[str] = tuple(REQUEST_SCHEMA.names)
+) -> Iterator[pa.Table]:
     """A run's requests in ascending order of keys, in pieces. Raises DataError if the table can't be read."""
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=REQUEST_SCHEMA.names, use_threads=False)
+                yield file.read_row_group(group, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path) from error
 

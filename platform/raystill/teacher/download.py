@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from raystill.config.prepared import Prepared
 from raystill.config.schema import Config
 from raystill.store.identity import StoreIdentity, partition_of, request_key
-from raystill.store.reader import committed_keys
+from raystill.store.known_keys import KnownKeys
 from raystill.store.records import Int32Array, TeacherRow
-from raystill.store.requests import Request, save_requests
+from raystill.store.requests import REQUEST_SCHEMA
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 from raystill.teacher.plan_requests import RequestPlan
+from raystill.teacher.request_list import publish_requests
+from raystill.teacher.spill import PartitionSpill
 from raystill.text.chat import ChatFormat, load_chat_format
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import iter_prompt_batches
@@ -65,38 +68,40 @@ def identify_download(config: Config, prepared: Prepared, inputs: Mapping[str, s
     return Download(config, chat, identity)
 
 
-def import_answers(download: Download, store: TeacherStore, prompt_table: Path, table: Path) -> RequestPlan:
+def import_answers(
+    download: Download, store: TeacherStore, prompt_table: Path, table: Path, scratch: Path
+) -> RequestPlan:
     """Store the answer of every prompt that the store lacks; one part per `rows_per_part` rows.
 
-    The requests are published in `table`.
+    The requests are published in `table`, by way of `scratch`. Memory: the rows that wait for a full part,
+    and 16 bytes per row of the store.
     """
     size = download.config.teacher.store.rows_per_part
-    requests: list[Request] = []
-    keys: dict[int, set[str]] = defaultdict(set)
-    known: dict[int, set[str]] = {}
+    listing = PartitionSpill(scratch, REQUEST_SCHEMA, store.num_partitions)
+    known = KnownKeys(store)
     waiting: dict[int, list[TeacherRow]] = defaultdict(list)
-    reused = 0
+    imported = 0
     with PartWriter(store) as writer:
         for batch in iter_prompt_batches(prompt_table):
-            for prompt in batch:
-                row = _row_of(download, store, prompt)
+            rows = [_row_of(download, store, prompt) for prompt in batch]
+            listing.add(_requests_of(rows))
+            # Two prompts that render alike are one request.
+            is_new = known.add_new([row.key for row in rows])
+            imported += int(is_new.sum())
+            for row in (row for row, new in zip(rows, is_new, strict=True) if new):
                 part = partition_of(row.key, store.num_partitions)
-                if part not in known:
-                    known[part] = committed_keys(store, part)
-                if row.key in keys[part]:  # two prompts that render alike are one request
-                    continue
-                requests.append(Request(row.key, prompt.id, prompt.split))
-                keys[part].add(row.key)
-                if row.key in known[part]:
-                    reused += 1
-                    continue
                 waiting[part].append(row)
                 if len(waiting[part]) >= size:
                     writer.commit_rows(part, waiting.pop(part))
         for part in sorted(waiting):
             writer.commit_rows(part, waiting[part])
-    save_requests(table, requests)
-    return RequestPlan(table, len(requests), (), reused)
+    num_requests = publish_requests(table, listing)
+    return RequestPlan(table, num_requests, (), num_requests - imported)
+
+
+def _requests_of(rows: Sequence[TeacherRow]) -> pa.Table:
+    requests = [{name: getattr(row, name) for name in REQUEST_SCHEMA.names} for row in rows]
+    return pa.Table.from_pylist(requests, schema=REQUEST_SCHEMA)
 
 
 def _row_of(download: Download, store: TeacherStore, prompt: Prompt) -> TeacherRow:

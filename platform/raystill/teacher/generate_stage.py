@@ -123,6 +123,7 @@ def _generate_closed(context: StageContext) -> StageResult:
 
 
 def _import_prepared(context: StageContext) -> StageResult:
+    from raystill.run.scratch import scratch_directory
     from raystill.store.recover import prepare_store
     from raystill.teacher.download import identify_download, import_answers
     from raystill.teacher.preflight import require_open_teacher
@@ -134,19 +135,23 @@ def _import_prepared(context: StageContext) -> StageResult:
     pipeline = (teacher.closed or require_open_teacher(context.config)).pipeline
     store = open_stage_store(context, download.identity, resumes=pipeline.resume)
     prepare_store(store)
-    plan = import_answers(download, store, context.paths.prompt_table, context.paths.request_plan)
+    paths = context.paths
+    with scratch_directory(context.output) as scratch:
+        plan = import_answers(download, store, paths.prompt_table, paths.request_plan, scratch)
     _emit_plan(context, plan)
     return _finish(context, store, plan, {"engine": download.identity.engine, "dataset": prepared.label})
 
 
 def _adopt_stored(context: StageContext) -> StageResult:
+    from raystill.run.scratch import scratch_directory
     from raystill.store.recover import prepare_store
     from raystill.store.store import load_store
     from raystill.teacher.adopt import adopt_answers
 
     store = load_store(context.paths.store.resolve())
     prepare_store(store)
-    adopted = adopt_answers(store, context.paths.prompt_table, context.paths.request_plan)
+    with scratch_directory(context.output) as scratch:
+        adopted = adopt_answers(store, context.paths.prompt_table, context.paths.request_plan, scratch)
     _emit_plan(context, adopted.plan)
     metrics = {"engine": store.identity.engine, "teacher": store.identity.teacher, "unused": adopted.unused}
     return _finish(context, store, adopted.plan, metrics)

@@ -23,10 +23,13 @@ from raystill.store.rejects import load_answered
 from raystill.store.requests import REQUEST_SCHEMA
 from raystill.store.store import TeacherStore
 from raystill.teacher.engine import Sampling
+from raystill.teacher.listed_prompts import Asked, Matched, PromptDigests, has_prompts_of
 from raystill.teacher.request_list import (
+    Origin,
     RequestList,
     RequestListWriter,
-    list_fingerprint,
+    count_listed,
+    list_origin,
     load_request_list,
     pending_prompts,
 )
@@ -83,20 +86,22 @@ class RequestPlanner:
         """Name every prompt's requests in `table`; what has neither answer nor reject becomes shards.
 
         A training prompt has `teacher.base.num_samples` requests, a held-out one has one. Where `table` is
-        what an earlier plan of the same prompts and settings left, only prompts with open requests are
-        rendered. Memory: a byte per prompt, and the rows of a range of keys. Raises what `ask` raises.
+        what an earlier plan of the same settings left, only prompts that are new to it and those with open
+        requests are rendered. Memory: some 18 bytes per prompt where prompts have changed, one where they
+        have not, and the rows of a range of keys. Raises what `ask` raises.
         """
-        fingerprint = list_fingerprint(self.config, self.identity, prompt_table, self.facts)
+        origin = list_origin(self.config, self.identity, prompt_table, self.facts)
         rows = ShardWriter(scratch, "generate", store.num_partitions)
-        known = load_request_list(table, fingerprint)
-        if known is None:
+        known, renders_again = load_request_list(table), True
+        if known is None or known.origin != origin:
             listing = RequestListWriter(table, scratch / "listed", store.num_partitions)
-            known = self._list_requests(prompt_table, fingerprint, rows, listing)
-            census = count_requests(store, table)
-        else:
-            census = count_requests(store, table)
-            if census.pending:
-                self._render_again(prompt_table, rows, pending_prompts(store, table, known.num_prompts))
+            digests = PromptDigests(prompt_table, scratch / "digests")
+            matched = _match(known, origin, table, digests)
+            renders_again = matched is not None
+            known = self._list_requests(prompt_table, origin, digests, matched, rows, listing)
+        census = count_requests(store, table)
+        if census.pending and renders_again:
+            self._render_again(prompt_table, rows, pending_prompts(store, table, known.num_prompts))
         size = shard_rows(self.config.teacher.store.rows_per_part, census.pending, self.num_workers)
         shards: list[Shard] = []
         for partition, part in rows.iter_partitions():
@@ -106,25 +111,40 @@ class RequestPlanner:
         return RequestPlan(table, census.requests, tuple(shards), reused, known.has_schemas)
 
     def _list_requests(
-        self, prompt_table: Path, fingerprint: str, rows: ShardWriter, listing: RequestListWriter
+        self,
+        prompt_table: Path,
+        origin: Origin,
+        digests: PromptDigests,
+        matched: Matched | None,
+        rows: ShardWriter,
+        listing: RequestListWriter,
     ) -> RequestList:
-        """Render every prompt: its rows go to `rows`, its requests are published by `listing`."""
-        has_schemas, num_prompts = False, 0
-        for batch in iter_prompt_batches(prompt_table):
+        """Publish the list: what is `matched` keeps its requests, the other prompts are rendered.
+
+        Where all are, their rows go to `rows`.
+        """
+        only, asked = None, Asked.of_none(digests.num_prompts)
+        if matched is not None:
+            listing.keep(matched.new_row_N)
+            only, asked = ~matched.is_known_M, matched.asked
+        places = iter(range(digests.num_prompts) if only is None else np.flatnonzero(only).tolist())
+        for batch in iter_prompt_batches(prompt_table, only=only):
             listed: list[Row] = []
-            places: list[int] = []
-            for prompt in batch:
+            listed_places: list[int] = []
+            for prompt, place in zip(batch, places, strict=False):
                 question = self.ask(prompt)
-                has_schemas = has_schemas or question.sampling.json_schema is not None
-                for row in self._rows(prompt, question):
+                made = list(self._rows(prompt, question))
+                asked.num_requests_N[place] = len(made)
+                asked.has_schema_N[place] = question.sampling.json_schema is not None
+                for row in made if matched is None else ():
                     rows.add(row)
-                    listed.append({name: row[name] for name in REQUEST_SCHEMA.names})
-                    places.append(num_prompts)
-                num_prompts += 1
-            listing.add(listed, places)
-        made = RequestList(fingerprint, num_prompts, has_schemas)
-        listing.publish(made)
-        return made
+                listed += [{name: row[name] for name in REQUEST_SCHEMA.names} for row in made]
+                listed_places += [place] * len(made)
+            listing.add(listed, listed_places)
+        has_schemas = bool(asked.has_schema_N.any())
+        listing.publish(RequestList(origin, digests.num_prompts, has_schemas))
+        digests.save(listing.table, origin, asked)
+        return RequestList(origin, digests.num_prompts, has_schemas)
 
     def _render_again(self, prompt_table: Path, rows: ShardWriter, wanted: npt.NDArray[np.bool_]) -> None:
         for batch in iter_prompt_batches(prompt_table, only=wanted):
@@ -152,6 +172,15 @@ class RequestPlanner:
                 "sampling": prompt.sampling and json.dumps(prompt.sampling, ensure_ascii=False),
                 "flags": question.flags,
             }
+
+
+def _match(known: RequestList | None, origin: Origin, table: Path, digests: PromptDigests) -> Matched | None:
+    """The prompts whose requests the list `known` at `table` holds; None where that helps little."""
+    if known is None or known.origin.settings != origin.settings or not has_prompts_of(table, known.origin):
+        return None
+    matched = digests.match(table, count_listed(table, known.num_prompts))
+    # What is not matched is rendered twice, for its key and for its row.
+    return matched if 2 * int(matched.is_known_M.sum()) >= digests.num_prompts else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raystill.store.identity import partition_start
-from raystill.store.keys import Keys, first_occurrences, pack_column
+from raystill.store.keys import BoolArray, Keys, first_occurrences, pack_column
 
 _BUFFER_BYTES = 24 << 20
 # A partition is read whole where it is small, or else in up to so many ranges of its keys.
@@ -22,12 +22,26 @@ _RANGE_BYTES = 32 << 20
 
 
 class PartitionSpill:
-    """Takes tables with a column `key` in any order; gives them back by partition."""
+    """Takes tables with a column `key` in any order; gives them back by partition.
 
-    def __init__(self, directory: Path, schema: pa.Schema, num_partitions: int) -> None:
+    Of equal keys the row with the smallest `rank` is kept, which names a column; without, the first to come.
+    With `keeps_equal` all are.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        num_partitions: int,
+        rank: str | None = None,
+        *,
+        keeps_equal: bool = False,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._schema = schema
+        self._rank = rank
+        self._keeps_equal = keeps_equal
         count = num_partitions * _RANGES
         # Nothing is below the first start, so it is left out: the search then gives the range's number.
         starts = [partition_start(number, count) << 4 for number in range(1, count)]
@@ -46,7 +60,7 @@ class PartitionSpill:
             self._flush()
 
     def iter_partitions(self) -> Iterator[tuple[int, pa.Table]]:
-        """Each partition's rows in ascending ranges of keys, equal keys once: the row that came first.
+        """Each partition's rows in ascending ranges of keys, equal keys side by side or once.
 
         A partition that is small comes as one table, a large one as several in a row.
         """
@@ -59,7 +73,8 @@ class PartitionSpill:
             for group in self._fitting(numbers):
                 places = sorted(place for number in group for place in self._places[number])
                 batches = [files[run].get_batch(batch) for run, batch, _ in places]
-                yield partition, _distinct(pa.Table.from_batches(batches, self._schema))
+                rows = pa.Table.from_batches(batches, self._schema)
+                yield partition, rows if self._keeps_equal else _distinct(rows, self._rank)
 
     def _fitting(self, numbers: list[int]) -> Iterator[list[int]]:
         """Neighbouring ranges together, as long as they are small."""
@@ -94,6 +109,15 @@ class PartitionSpill:
         self._runs.append(run)
 
 
-def _distinct(table: pa.Table) -> pa.Table:
-    first = first_occurrences(Keys.from_packed(pack_column(table.column("key"))))
-    return table if first.all() else table.filter(pa.array(first))
+def _distinct(table: pa.Table, rank: str | None) -> pa.Table:
+    first = _first_rows(table)
+    if first.all():
+        return table
+    if rank is not None:
+        table = table.sort_by(rank)
+        first = _first_rows(table)
+    return table.filter(pa.array(first))
+
+
+def _first_rows(table: pa.Table) -> BoolArray:
+    return first_occurrences(Keys.from_packed(pack_column(table.column("key"))))

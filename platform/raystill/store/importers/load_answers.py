@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from raystill.errors import DataError
 from raystill.store.codec import view_signal
 from raystill.store.conversations import ID_LENGTH, conversation_id
-from raystill.store.identity import KEY_LENGTH, partition_of, request_key
+from raystill.store.identity import KEY_LENGTH, request_key
 from raystill.store.importers.answer import BadAnswer, ImportedAnswer
-from raystill.store.reader import committed_keys
+from raystill.store.importers.waiting_rows import WaitingRows
+from raystill.store.known_keys import KnownKeys
 from raystill.store.records import Reject, TeacherRow
 from raystill.store.selfcheck import check_rows
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 
-# Rows held in memory before every partition's part is committed.
+# Answers held as objects, and the signals among them, before they become columns.
 BUFFERED_ROWS = 4096
 BUFFERED_SIGNAL_ENTRIES = 16_000_000
 
@@ -51,7 +51,8 @@ def load_answers(
     split: str = "train",
     num_logprobs: int | None = None,
 ) -> ImportCounts:
-    """Commit what the store lacks; returns the counts. Peak memory: `BUFFERED_ROWS` and one key per row.
+    """Commit what the store lacks; returns the counts. Peak memory: `BUFFERED_ROWS`, the rows that wait for
+    their part (`WaitingRows`), and 16 bytes per row of the store.
 
     `split` and `source` are the file's where it names them. Signals are cut to `num_logprobs`. A row whose
     signal contradicts it becomes a reject. Raises EnvironmentFault for a full disk.
@@ -60,23 +61,23 @@ def load_answers(
         loader = _Loader(store, writer, split, num_logprobs)
         for answer in answers:
             loader.add(answer)
-        loader.flush()
+        loader.finish()
     return loader.counts
 
 
 class _Loader:
-    """Buffers rows and rejects by partition; keeps the keys that are stored, to tell what is new."""
+    """Buffers rows and rejects; knows the keys that are stored, to tell what is new."""
 
     def __init__(self, store: TeacherStore, writer: PartWriter, split: str, num_logprobs: int | None) -> None:
         self.counts = ImportCounts()
         self._store = store
-        self._writer = writer
         self._split = split
         self._num_logprobs = num_logprobs
-        self._rows: dict[int, list[TeacherRow]] = defaultdict(list)
-        self._rejects: dict[int, list[Reject]] = defaultdict(list)
-        self._buffered = self._entries = 0
-        self._seen: dict[tuple[str, int], set[bytes]] = {}
+        self._rows: list[TeacherRow] = []
+        self._rejects: list[Reject] = []
+        self._entries = 0
+        self._waiting = WaitingRows(store, writer)
+        self._known_rows, self._known_rejects = KnownKeys(store), KnownKeys(store, "rejects")
 
     def add(self, answer: ImportedAnswer | BadAnswer) -> None:
         """Take one row of a file."""
@@ -97,26 +98,26 @@ class _Loader:
             content = row.key
             self._add_reject(BadAnswer(answer.where, "signal", reason, content, row.prompt_id))
             return
-        partition = partition_of(row.key, self._store.num_partitions)
-        if not self._is_new("rows", partition, row.key):
-            self.counts.num_known += 1
-            return
-        self._rows[partition].append(row)
-        self.counts.num_added += 1
+        self._rows.append(row)
         if row.signal is not None:
-            self.counts.num_signals += 1
             self._entries += row.signal.topk_ids_TK.size
         self._count_buffered()
 
-    def flush(self) -> None:
-        """Commit everything that waits, one part per partition and kind."""
-        for partition, rows in sorted(self._rows.items()):
-            self._writer.commit_rows(partition, rows)
-        for partition, rejects in sorted(self._rejects.items()):
-            self._writer.commit_rejects(partition, rejects)
-        self._rows.clear()
-        self._rejects.clear()
-        self._buffered = self._entries = 0
+    def finish(self) -> None:
+        """Commit everything that waits."""
+        self._flush()
+        self._waiting.commit()
+
+    def _flush(self) -> None:
+        """Send what is new on its way into parts."""
+        is_new = self._known_rows.add_new([row.key for row in self._rows])
+        rows = [row for row, new in zip(self._rows, is_new, strict=True) if new]
+        self.counts.num_added += len(rows)
+        self.counts.num_known += len(self._rows) - len(rows)
+        self.counts.num_signals += sum(row.signal is not None for row in rows)
+        is_new = self._known_rejects.add_new([reject.key for reject in self._rejects])
+        self._waiting.add(rows, [each for each, new in zip(self._rejects, is_new, strict=True) if new])
+        self._rows, self._rejects, self._entries = [], [], 0
 
     def _add_reject(self, bad: BadAnswer) -> None:
         self.counts.num_rejected += 1
@@ -124,29 +125,15 @@ class _Loader:
         codes[bad.code] = codes.get(bad.code, 0) + 1
         name = f"import\0{self._store.identity.teacher_id}\0{bad.code}\0{bad.content}"
         key = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:KEY_LENGTH]
-        partition = partition_of(key, self._store.num_partitions)
-        if not self._is_new("rejects", partition, key):
-            return
         reason = f"{bad.where}: {bad.reason}".encode("utf-8", "backslashreplace").decode("utf-8")
         prompt_id = bad.prompt_id.encode("utf-8", "backslashreplace").decode("utf-8")
-        self._rejects[partition].append(Reject(key, prompt_id, "generate", bad.code, reason, attempts=1))
+        self._rejects.append(Reject(key, prompt_id, "generate", bad.code, reason, attempts=1))
         self._count_buffered()
 
     def _count_buffered(self) -> None:
-        self._buffered += 1
-        if self._buffered >= BUFFERED_ROWS or self._entries >= BUFFERED_SIGNAL_ENTRIES:
-            self.flush()
-
-    def _is_new(self, kind: str, partition: int, key: str) -> bool:
-        seen = self._seen.get((kind, partition))
-        if seen is None:
-            stored = committed_keys(self._store, partition, "rows" if kind == "rows" else "rejects")
-            seen = self._seen[kind, partition] = {bytes.fromhex(known) for known in stored}
-        name = bytes.fromhex(key)
-        if name in seen:
-            return False
-        seen.add(name)
-        return True
+        is_full = len(self._rows) + len(self._rejects) >= BUFFERED_ROWS
+        if is_full or self._entries >= BUFFERED_SIGNAL_ENTRIES:
+            self._flush()
 
     def _row_of(self, answer: ImportedAnswer) -> TeacherRow:
         signal = answer.signal
