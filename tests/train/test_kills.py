@@ -179,7 +179,7 @@ def driver(config: Path, address: str, log: Path) -> Iterator[subprocess.Popen[b
 
 
 def find_victim(name: str, child: subprocess.Popen[bytes]) -> psutil.Process | subprocess.Popen[bytes] | None:
-    """The youngest process of that kind below this one, once there is one; None where the driver has ended."""
+    """The youngest process of that kind below this one, once there is one; None where the driver ended."""
     if name == "driver":
         return child
     deadline = time.monotonic() + WAIT_SECONDS

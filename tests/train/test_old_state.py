@@ -1,4 +1,4 @@
-"""Checkpoints that older programs saved are gone on from; those of newer ones are named, never trained over."""
+"""Checkpoints that older programs saved are gone on from; those of newer ones are named."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class StopAt:
 
 
 def test_thirty_saves_leave_exactly_what_the_demo_promises(world: Any) -> None:
-    """With the demo's rules, stopped and resumed on the way: the directory holds the promise and nothing else."""
+    """With the demo's rules, stopped and resumed: the directory holds the promise and nothing else."""
     cleanup = load_config([DEMO]).config.training.checkpoint_cleanup
     assert (cleanup.max_checkpoints, cleanup.keep_best) == (2, 0)
     rules = cleanup.model_dump(exclude_unset=True) | {"min_free_space_gb": 0.0}

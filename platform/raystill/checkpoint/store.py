@@ -274,7 +274,8 @@ def _why_unreadable(raw: bytes) -> str:
     except (ValueError, AttributeError):
         return "it is not a manifest"
     if version not in range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1):
-        return f"its schema version is {version!r}, this program reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+        readable = f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+        return f"its schema version is {version!r}, this program reads {readable}"
     return "it is not a manifest"
 
 
