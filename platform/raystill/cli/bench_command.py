@@ -25,6 +25,7 @@ BENCHES = {
     "kd-head": "raystill.bench.kd_head",
     "kd-step": "raystill.bench.kd_step",
     "data": "raystill.bench.data",
+    "sweep": "raystill.bench.sweep",
 }
 _OLD_NAMES = {"generation": "generate"}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]
