@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raystill.bench.synthetic_store import (
+    SyntheticShape,
     build_synthetic_store,
     synthetic_keys,
     synthetic_rows,
@@ -21,9 +22,8 @@ def test_columns_equal_rows() -> None:
 
 
 def test_a_synthetic_store_is_whole_and_its_tables_fit(tmp_path: Path) -> None:
-    store, exact, larger = build_synthetic_store(
-        tmp_path, 1001, num_partitions=3, rows_per_part=100, num_extra=10
-    )
+    shape = SyntheticShape(1001, num_partitions=3, rows_per_part=100, num_extra=10)
+    store, exact, larger = build_synthetic_store(tmp_path, shape)
     assert not verify_store(store.path).damaged
     assert count_requests(store, exact).pending == 0
     assert count_requests(store, exact).stored == 1001

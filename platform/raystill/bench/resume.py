@@ -1,11 +1,12 @@
-"""What a store of millions of rows costs to come back to: resume, recovery, fsync, memory of capture.
+"""What a store of millions of rows costs to come back to: resume, plan, recovery, fsync, capture memory.
 
 Every figure is that of a process of its own. A resume is what the stage does with its store before it asks
 anything: recover journals, sweep, refresh the indexes, count, list what is pending; its seconds count from
 the process's start, with interpreter and imports. The store is built by the real writer and is warm in the
-page cache; the first resume after it also writes the indexes. Journals are those of processes that died
-without closing them, in segments of the usual size. Without fsync means the same code in a process whose
-`os.fsync` does nothing.
+page cache; the first resume after it also writes the indexes. Planning names the requests of prompts that an
+API renders, over a store that has answered those of the case before. Journals are those of processes that
+died without closing them, in segments of the usual size. Without fsync means the same code in a process
+whose `os.fsync` does nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import shutil
 import statistics
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from raystill.bench.result import BenchRow, bench_result
 SECONDS_GOAL, MEMORY_GOAL, FLAT_GOAL = 10.0, 500.0, 1.25
 _ADDED = 1000
 _RECORDED = "recorded"
+# Processes that write the synthetic store.
+_BUILDERS = 2
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Sizes:
     rows: int = 10_000_000
     partitions: int = 64
     rows_per_part: int = 4096
+    prompts: int = 200_000
     journal_records: int = 1_000_000
     segment_records: int = 50_000
     fsync_rows: int = 50_000
@@ -42,6 +48,7 @@ class Sizes:
 QUICK = Sizes(
     rows=20_000,
     partitions=8,
+    prompts=3_000,
     journal_records=20_000,
     segment_records=10_000,
     fsync_rows=5_000,
@@ -53,7 +60,8 @@ QUICK = Sizes(
 def run_bench(*, quick: bool = False) -> dict[str, Any]:
     """Measure everything once, the fsync cost in turns. `quick`: thousands of rows.
 
-    Needs about 5 GB of disk for a while (quick: 50 MB). Raises EnvironmentFault where a process fails.
+    Needs about 2 GB of disk for a while (quick: 50 MB), and a quarter of an hour on two cores. Raises
+    EnvironmentFault where a process fails.
     """
     return bench_result("resume", measure(QUICK if quick else Sizes()))
 
@@ -61,7 +69,7 @@ def run_bench(*, quick: bool = False) -> dict[str, Any]:
 def measure(sizes: Sizes) -> list[BenchRow]:
     """The benchmark's rows; scratch files are gone afterwards."""
     rows: list[BenchRow] = []
-    for part in (_resume_rows, _recovery_rows, _fsync_rows, _capture_rows):
+    for part in (_resume_rows, _plan_rows, _recovery_rows, _fsync_rows, _capture_rows):
         with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
             rows += part(sizes, Path(scratch))
     return rows
@@ -91,14 +99,36 @@ def _step(*arguments: Any) -> dict[str, Any]:
 
 
 def _resume_rows(sizes: Sizes, scratch: Path) -> list[BenchRow]:
-    built = _step("build", scratch, sizes.rows, _ADDED, sizes.partitions, sizes.rows_per_part)
+    shape = (sizes.rows, _ADDED, sizes.partitions, sizes.rows_per_part)
+    started = time.monotonic()
+    with ThreadPoolExecutor(_BUILDERS) as pool:
+        shares = [f"{first}/{_BUILDERS}" for first in range(_BUILDERS)]
+        list(pool.map(lambda share: _step("build", scratch, share, *shape), shares))
+    rate = sizes.rows / (time.monotonic() - started)
     store, table, larger = (scratch / name for name in ("store", "requests.parquet", "more_requests.parquet"))
     name = f"{sizes.rows:,} rows"
-    rate = sizes.rows / built["seconds"]
     rows = [BenchRow(f"{name}, built", "rows/s", rate, None, "", None, _RECORDED, True)]
     rows += resume_rows(f"{name}, first resume", _step("resume", store, table), 0)
     rows += resume_rows(f"{name}, nothing to do", _step("resume", store, table), 0)
     return rows + resume_rows(f"{name}, {_ADDED:,} added", _step("resume", store, larger), _ADDED)
+
+
+def _plan_rows(sizes: Sizes, scratch: Path) -> list[BenchRow]:
+    """What it takes to name a run's requests: all of them, none that are new, and some that are."""
+    rows = []
+    for case, count, wanted in (
+        ("listed", sizes.prompts, sizes.prompts),
+        ("unchanged", sizes.prompts, 0),
+        (f"{_ADDED:,} added", sizes.prompts + _ADDED, _ADDED),
+    ):
+        name, found = f"{sizes.prompts:,} prompts, {case}", _step("plan", scratch, count)
+        seconds, peak_mb, pending = found["seconds"], found["peak_mb"], found["pending"]
+        rows += [
+            BenchRow(name, "seconds", seconds, None, "", None, _RECORDED, True),
+            BenchRow(name, "peak MB", peak_mb, None, "", None, f"< {MEMORY_GOAL:g}", peak_mb < MEMORY_GOAL),
+            BenchRow(name, "pending", pending, None, "", None, f"{wanted}", pending == wanted),
+        ]
+    return rows
 
 
 def _recovery_rows(sizes: Sizes, scratch: Path) -> list[BenchRow]:

@@ -23,18 +23,27 @@ _CHUNK = 10_000
 _TOKENS, _NUM_LOGPROBS = 8, 20
 
 
-def _build(directory: str, rows: str, extra: str, partitions: str, rows_per_part: str) -> dict[str, Any]:
-    from raystill.bench.synthetic_store import build_synthetic_store
+def _build(
+    directory: str, share: str, rows: str, extra: str, partitions: str, rows_per_part: str
+) -> dict[str, Any]:
+    """Write the store's partitions that are `share`, as FIRST/STEP; the first share writes the tables too."""
+    from raystill.bench.synthetic_store import SyntheticShape, fill_synthetic_store, write_request_tables
 
-    started = time.monotonic()
-    build_synthetic_store(
-        Path(directory),
-        int(rows),
-        num_partitions=int(partitions),
-        rows_per_part=int(rows_per_part),
-        num_extra=int(extra),
-    )
-    return {"seconds": time.monotonic() - started}
+    first, step = map(int, share.split("/"))
+    shape = SyntheticShape(int(rows), int(partitions), int(rows_per_part), int(extra))
+    fill_synthetic_store(Path(directory), shape, range(first, shape.num_partitions, step))
+    if first == 0:
+        write_request_tables(Path(directory), shape)
+    return {}
+
+
+def _plan(directory: str, num_prompts: str) -> dict[str, Any]:
+    """Plan a run of so many prompts over the store of an earlier step, then answer what it lacks."""
+    from raystill.bench.planned_prompts import answer_pending, plan_prompts
+
+    found = {**plan_prompts(Path(directory), int(num_prompts)), "peak_mb": peak_memory_mb()}
+    answer_pending(Path(directory))
+    return found
 
 
 def _resume(store_path: str, table: str) -> dict[str, Any]:
@@ -162,6 +171,7 @@ def _report(found: dict[str, Any]) -> None:
 
 _STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "build": _build,
+    "plan": _plan,
     "resume": _resume,
     "journal": _journal,
     "recover": _recover,

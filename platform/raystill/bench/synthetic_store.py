@@ -6,7 +6,8 @@ instead of row by row, which is where the time would go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from raystill.store.digest import row_digest
 from raystill.store.identity import KEY_LENGTH, StoreIdentity, partition_start
 from raystill.store.records import ROW_SCHEMA, TeacherRow
 from raystill.store.requests import REQUEST_SCHEMA, RequestTableWriter
-from raystill.store.store import TeacherStore, open_store
+from raystill.store.store import TeacherStore, load_store, open_store
 from raystill.store.writer import Facts, PartWriter
 
 SYNTHETIC_IDENTITY = StoreIdentity(
@@ -35,36 +36,58 @@ _COST_USD = 1e-6
 _MESSAGES = ('[{"role": "user", "content": "', '"}]')
 
 
-def build_synthetic_store(
-    directory: Path, num_rows: int, *, num_partitions: int, rows_per_part: int, num_extra: int
-) -> tuple[TeacherStore, Path, Path]:
-    """A store of `num_rows` rows and two request tables: of its rows, and of `num_extra` requests more.
+@dataclass(frozen=True)
+class SyntheticShape:
+    """How large a store is; `num_extra` requests are in the larger table and not in the store."""
 
-    Memory: one part's rows and one partition's keys.
-    """
-    store = open_store(directory / "store", SYNTHETIC_IDENTITY, num_partitions)
-    tables = directory / "requests.parquet", directory / "more_requests.parquet"
-    share, rest = divmod(num_rows, num_partitions)
-    more, more_rest = divmod(num_extra, num_partitions)
-    with (
-        PartWriter(store) as writer,
-        RequestTableWriter(tables[0]) as exact,
-        RequestTableWriter(tables[1]) as larger,
-    ):
-        for partition in range(num_partitions):
-            stored = share + (partition < rest)
-            keys = synthetic_keys(partition, num_partitions, stored + more + (partition < more_rest))
-            for start in range(0, stored, rows_per_part):
-                chunk = keys[start : min(stored, start + rows_per_part)]
+    num_rows: int
+    num_partitions: int
+    rows_per_part: int
+    num_extra: int
+
+    def keys(self, partition: int) -> tuple[list[str], int]:
+        """A partition's requests, and how many of them, from the first, are stored."""
+        stored = _share(self.num_rows, self.num_partitions, partition)
+        extra = _share(self.num_extra, self.num_partitions, partition)
+        return synthetic_keys(partition, self.num_partitions, stored + extra), stored
+
+
+def build_synthetic_store(directory: Path, shape: SyntheticShape) -> tuple[TeacherStore, Path, Path]:
+    """A store and two request tables: of its rows, and of `num_extra` requests more. Memory: one part's rows
+    and one partition's keys."""
+    fill_synthetic_store(directory, shape, range(shape.num_partitions))
+    return load_store(directory / "store"), *write_request_tables(directory, shape)
+
+
+def fill_synthetic_store(directory: Path, shape: SyntheticShape, partitions: Iterable[int]) -> None:
+    """Write some partitions of the store; several processes may share them."""
+    store = open_store(directory / "store", SYNTHETIC_IDENTITY, shape.num_partitions)
+    with PartWriter(store) as writer:
+        for partition in partitions:
+            keys, stored = shape.keys(partition)
+            for start in range(0, stored, shape.rows_per_part):
+                chunk = keys[start : min(stored, start + shape.rows_per_part)]
                 facts = Facts(
                     digest_sum=sum(map(row_digest, synthetic_rows(chunk))),
                     num_tokens=_COMPLETION_TOKENS * len(chunk),
                     cost_usd=_COST_USD * len(chunk),
                 )
                 writer.commit_table("rows", partition, synthetic_table(chunk), facts)
+
+
+def write_request_tables(directory: Path, shape: SyntheticShape) -> tuple[Path, Path]:
+    """The request tables of a store in `directory`: of its rows, and of more."""
+    tables = directory / "requests.parquet", directory / "more_requests.parquet"
+    with RequestTableWriter(tables[0]) as exact, RequestTableWriter(tables[1]) as larger:
+        for partition in range(shape.num_partitions):
+            keys, stored = shape.keys(partition)
             exact.add(_request_table(keys[:stored]))
             larger.add(_request_table(keys))
-    return store, *tables
+    return tables
+
+
+def _share(total: int, num_parts: int, part: int) -> int:
+    return total // num_parts + (part < total % num_parts)
 
 
 def synthetic_keys(partition: int, num_partitions: int, count: int, seed: int = 0) -> list[str]:

@@ -74,7 +74,7 @@ def _in_order(tables: list[pa.Table]) -> pa.Table:
 
 
 def _iter_run(path: Path) -> Iterator[dict[str, Any]]:
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as run:
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as run:
         yield from _iter_records(run.get_batch(number) for number in range(run.num_record_batches))
 
 

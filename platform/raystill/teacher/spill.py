@@ -65,7 +65,8 @@ class PartitionSpill:
         A partition that is small comes as one table, a large one as several in a row.
         """
         self._flush()
-        files = [pa.ipc.open_file(pa.memory_map(str(run))) for run in self._runs]
+        # Not mapped: what a process has mapped and read counts as its memory until somebody else wants it.
+        files = [pa.ipc.open_file(pa.OSFile(str(run))) for run in self._runs]
         partitions: dict[int, list[int]] = defaultdict(list)
         for number in sorted(self._places):
             partitions[number // _RANGES].append(number)
