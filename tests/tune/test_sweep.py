@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,28 @@ def test_weak_trials_go_on_from_strong_ones(sweep_config: SweepConfig, ray_addre
     handed_on = [trial for trial in result.trials if trial.lineage]
     assert handed_on and all(step["from"] != trial.number for trial in handed_on for step in trial.lineage)
     assert all(1e-6 <= trial.params[RATE] <= 1e-2 for trial in result.trials)
+
+
+def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
+    sweep_config: SweepConfig, ray_address: str
+) -> None:
+    pytest.importorskip("optuna")
+    space = {RATE: {"loguniform": [1e-4, 1e-2]}, "losses.ce_weight": {"choice": [0.0, 0.5]}}
+    loaded = sweep_config(
+        "optuna", search="optuna", scheduler="none", num_samples=3, max_concurrent=1, report_every=5,
+        space=space,
+    )  # fmt: skip
+    first = run_sweep(loaded)
+    assert [trial.outcome for trial in first.trials] == ["complete"] * 3
+    for trial in first.trials:
+        assert 1e-4 <= trial.params[RATE] <= 1e-2 and trial.params["losses.ce_weight"] in (0.0, 0.5)
+    assert len({trial.params[RATE] for trial in first.trials}) == 3
+    assert first.best in first.trials and first.teacher_rows == 0
+    shutil.rmtree(first.paths.trial(2))
+    again = run_sweep(loaded)
+    assert again.trials[:2] == first.trials[:2] and again.reused == {0, 1}
+    assert again.trials[2].outcome == "complete"
+    assert len({trial.params[RATE] for trial in again.trials}) == 3  # none of the earlier ones once more
 
 
 def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:

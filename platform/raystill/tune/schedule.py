@@ -179,7 +179,7 @@ class TrialSource(Searcher):  # type: ignore[misc]
 class _Optuna:
     """Ray's Optuna searcher with choices by position (Optuna wants plain values), and earlier trials."""
 
-    def __init__(self, tune: TuneSection) -> None:
+    def __init__(self, tune: TuneSection, num_earlier: int) -> None:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -197,7 +197,9 @@ class _Optuna:
             else:
                 low, high = values
                 space[path] = optuna.distributions.FloatDistribution(low, high, log=kind == "loguniform")
-        self._search = OptunaSearch(space, metric=SCORE, mode=tune.mode, seed=tune.seed)
+        # With the seed alone, a search that goes on would begin with the first trials' values again.
+        seed = tune.seed + num_earlier
+        self._search = OptunaSearch(space, metric=SCORE, mode=tune.mode, seed=seed)
 
     def remember(self, record: TrialRecord) -> None:
         """Count in a finished trial of an earlier process."""
@@ -220,7 +222,7 @@ class _Optuna:
 
 def _build_optuna(tune: TuneSection, earlier: list[TrialRecord]) -> _Optuna:
     try:
-        search = _Optuna(tune)
+        search = _Optuna(tune, len(earlier))
     except (ImportError, AssertionError) as error:
         raise EnvironmentFault(
             "tune.search is optuna, and the package is not installed",
