@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from raystill.cluster.endpoint_cost import estimate_cost_usd, estimate_seconds
+from raystill.cluster.endpoint_cost import (
+    estimate_cost_usd,
+    estimate_seconds,
+    find_budget_warning,
+    teacher_work,
+)
 from raystill.cluster.workload import Workload
 from raystill.config.schema import Config
 
@@ -36,3 +41,19 @@ def test_the_tighter_rate_decides_the_time() -> None:
     assert estimate_seconds(closed(limits={"requests_per_minute": 60}), WORK) == pytest.approx(180.0)
     both = closed(limits={"requests_per_minute": 60, "tokens_per_minute": 1_000})
     assert estimate_seconds(both, WORK) == pytest.approx(60 * 19.0)
+
+
+def warn(**sections: Any) -> str | None:
+    section = closed(pipeline={"max_new_tokens": 200}, **sections).teacher.closed
+    assert section is not None
+    return find_budget_warning("teacher", section, teacher_work(WORK))
+
+
+def test_what_the_budget_will_say_is_said_before() -> None:
+    # About $0.18; every completion at its longest: 180 * 200 tokens at 10 USD per million, and the prompts.
+    assert warn() is None
+    assert warn(budget={"max_cost_usd": 0.2}) is None
+    low = warn(budget={"max_cost_usd": 0.1})
+    assert low is not None and "about $0.18" in low and "max_cost_usd is $0.10" in low
+    uncapped = warn(budget={"ask_above_usd": 0.3})
+    assert uncapped is not None and "up to $0.36" in uncapped and "no cap" in uncapped

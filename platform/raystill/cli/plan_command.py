@@ -79,6 +79,14 @@ def _print_plan(planned: Plan) -> None:
             )
     if planned.cost_usd is not None:
         facts.insert(-1, ("cost", f"about ${planned.cost_usd:,.2f} for the endpoint's answers"))
+    if planned.judge is not None and planned.judge.cost_usd is not None:
+        facts.insert(
+            -1,
+            (
+                "judge",
+                f"about ${planned.judge.cost_usd:,.2f} for {human_count(planned.judge.questions)} answers",
+            ),
+        )
     facts += [("asks for", f"{demand.stage}: {demand.describe()}") for demand in planned.demands]
     for name, value in facts:
         RESULTS.print(f"{name:<12} {value}")

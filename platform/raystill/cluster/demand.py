@@ -51,13 +51,18 @@ class Capacity:
 def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None:
     """What a stage asks for on `device` ("cpu" or "cuda"); None for one that takes no worker of its own."""
     gpu = device == "cuda"
-    if stage in ("generate", "score"):
+    if stage in ("generate", "score", "grade"):
+        section, vllm = "teacher", config.teacher.vllm
         if stage == "generate" and (config.teacher.closed is not None or config.teacher.base.from_store):
             return None
-        engines = config.teacher.vllm.num_engines
+        if stage == "grade":
+            if config.grade is None or config.grade.open is None:
+                return None
+            section, vllm = "grade", config.grade.vllm
+        engines = vllm.num_engines
         least, most = (engines, engines) if isinstance(engines, int) else (engines[0], engines[1])
-        each = {"GPU": float(config.teacher.vllm.tensor_parallel_size)} if gpu else {"CPU": 1.0}
-        return Demand(stage, "engine", least, most, each, "teacher.vllm.num_engines")
+        each = {"GPU": float(vllm.tensor_parallel_size)} if gpu else {"CPU": 1.0}
+        return Demand(stage, "engine", least, most, each, f"{section}.vllm.num_engines")
     if stage in ("sft", "distill"):
         least, most = worker_range(config.training)
         each = {"CPU": float(config.training.cpus_per_worker or 1)} | ({"GPU": 1.0} if gpu else {})

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from raystill.cluster.demand import Demand, find_unmet, local_capacity, stage_demand
 from raystill.cluster.endpoint_cost import estimate_cost_usd, estimate_seconds
+from raystill.cluster.judge_work import JudgeWork, estimate_judge_work
 from raystill.cluster.kd_source import PlannedSource, plan_kd_source
 from raystill.cluster.model_size import count_local_parameters, load_architecture, student_parameters
+from raystill.cluster.plan_warnings import find_budget_warnings, find_disk_warnings, find_size_warnings
 from raystill.cluster.rates import load_rates, machine_name, rate_key
 from raystill.cluster.workload import Workload, estimate_workload
 from raystill.config.general import worker_range
@@ -59,7 +61,8 @@ class Plan:
     """The whole plan. `blockers` are what would stop the run before it starts.
 
     `seconds` and `disk_bytes` are sums over the stages that would work; `unknown` names those of them that
-    could not be estimated, so that the sums are lower bounds. `cost_usd` is what a closed teacher charges.
+    could not be estimated, so that the sums are lower bounds. `cost_usd` is what a closed teacher charges,
+    and `judge` what the stage grade will ask; both None where their stage has nothing to do.
     """
 
     run_dir: str
@@ -75,6 +78,7 @@ class Plan:
     free_disk_bytes: int
     seconds: float
     cost_usd: float | None
+    judge: JudgeWork | None
     unknown: tuple[StageName, ...]
     demands: tuple[Demand, ...]
     blockers: tuple[Problem, ...]
@@ -97,11 +101,13 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
     device = _device(config)
     speed = FLOPS[device] * (1 if device == "cuda" else _num_cpus(config))
     rates = load_rates(paths)
+    judge = estimate_judge_work(config, workload)
     sizing = _Sizing(
-        config, workload, teacher, student, speed, machine_name(device, _num_cpus(config)), rates
+        config, workload, judge, teacher, student, speed, machine_name(device, _num_cpus(config)), rates
     )
     planned = tuple(sizing.plan(stage.name, states[stage.name]) for stage in stages)
     working = [stage for stage in planned if stage.action != "reuse"]
+    names = {stage.name for stage in working}
     asked = (stage_demand(config, stage.name, device) for stage in working)
     demands = tuple(demand for demand in asked if demand is not None)
     disk = sum(stage.disk_bytes or 0 for stage in working)
@@ -119,11 +125,16 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         disk_bytes=disk,
         free_disk_bytes=free,
         seconds=sum(stage.seconds or 0.0 for stage in working),
-        cost_usd=estimate_cost_usd(config, workload),
+        cost_usd=estimate_cost_usd(config, workload) if "generate" in names else None,
+        judge=judge if "grade" in names else None,
         unknown=tuple(stage.name for stage in working if None in (stage.seconds, stage.disk_bytes)),
         demands=demands,
         blockers=(*blockers, *_refusals(planned, paths), *_unmet(config, demands)),
-        warnings=(*_warnings(config, disk, free), *_size_warnings(config, teacher, student)),
+        warnings=(
+            *find_disk_warnings(config, disk, free),
+            *find_budget_warnings(config, names, workload, judge),
+            *find_size_warnings(config, teacher, student),
+        ),
         assumptions=_assumptions(config, device, workload, sizing.remembered(working)),
     )
 
@@ -134,6 +145,7 @@ class _Sizing:
 
     config: Config
     workload: Workload
+    judge: JudgeWork | None
     teacher: int | None
     student: int | None
     speed: float
@@ -156,6 +168,8 @@ class _Sizing:
             seconds, disk = STARTUP_SECONDS["prepare"], 0
         elif name == "generate" and self.config.teacher.closed is not None:
             seconds = estimate_seconds(self.config, self.workload)
+        elif name == "grade" and self.config.grade is not None and self.config.grade.closed is not None:
+            seconds = None if self.judge is None else self.judge.least_seconds
         return PlannedStage(name, action, self._work(name), seconds, disk, state.differences)
 
     def remembered(self, stages: Sequence[PlannedStage]) -> list[StageName]:
@@ -195,6 +209,8 @@ class _Sizing:
             return f"{stored:,} stored answers, none asked for"
         if name in ("generate", "score") and tokens is not None:
             return f"{count}, {'' if self.workload.is_measured else '~'}{tokens:,} completion tokens"
+        if name == "grade" and self.judge is not None:
+            return self.judge.describe()
         if name in ("sft", "distill"):
             steps = self.steps(self._section(name))
             return "steps counted after prepare" if steps is None else f"{steps:,} optimizer steps"
@@ -226,7 +242,9 @@ class _Sizing:
                     completion * SIGNAL_BYTES_AT_20 * k / 20
                 )
             case "grade":
-                return None, None  # how much a judge writes depends on what it is asked
+                if self.judge is None or self.judge.tokens is None:
+                    return None, None
+                return self.judge.operations, int(self.judge.tokens * TEXT_BYTES)
             case "curate":
                 return 0.0, 64 * (self.workload.rows or 0)
             case "sft" | "distill":
@@ -315,35 +333,6 @@ def _refusals(planned: Sequence[PlannedStage], paths: RunPaths) -> list[Problem]
         for stage in planned
         if stage.action == "refuse"
     ]
-
-
-def _warnings(config: Config, disk: int, free: int) -> tuple[str, ...]:
-    found = []
-    if disk > free:
-        found.append(f"the run needs about {disk / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
-    wanted = config.training.checkpoint_cleanup.min_free_space_gb
-    if _training(config) and free < wanted * 1e9:
-        found.append(
-            f"{free / 1e9:.1f} GB are free, less than training.checkpoint_cleanup.min_free_space_gb "
-            f"({wanted:g}): only milestones and the newest checkpoint will be kept"
-        )
-    return tuple(found)
-
-
-def _size_warnings(config: Config, teacher: int | None, student: int | None) -> tuple[str, ...]:
-    """A student that can't be what distillation is for."""
-    opened, base = config.teacher.open, config.student.base_model_name
-    if opened is not None and base is not None and base == opened.model.name and _training(config):
-        return (
-            f"the student starts from {base}, which is the teacher itself: it has little to learn from its "
-            "own answers",
-        )
-    if teacher is not None and student is not None and student >= teacher and _training(config):
-        return (
-            f"the student has {student:,} parameters and the teacher {teacher:,}: distillation makes small "
-            "models out of large ones",
-        )
-    return ()
 
 
 def _unmet(config: Config, demands: Sequence[Demand]) -> list[Problem]:

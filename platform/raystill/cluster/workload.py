@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from raystill.cluster.stored_answers import BYTES_PER_TOKEN, StoredAnswers, count_answers
 from raystill.config.general import PromptSource
 from raystill.config.schema import Config
 from raystill.run.manifest import Manifest
 from raystill.run.paths import RunPaths
 
-BYTES_PER_TOKEN = 4
 _SAMPLE_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 
@@ -39,8 +39,10 @@ class Workload:
 def estimate_workload(config: Config, prepared: Manifest | None, generated: Manifest | None) -> Workload:
     """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources."""
     notes: list[str] = []
+    stored = _stored_answers(config, notes) if config.teacher.base.from_store is not None else None
     if prepared is None and config.teacher.base.from_store is not None:
-        rows = tokens = eval_rows = None
+        rows, tokens = (None, None) if stored is None else (stored.rows, stored.prompt_tokens)
+        eval_rows = None
     elif prepared is not None:
         rows = prepared.counts.get("kept")
         tokens = prepared.metrics.get("prompt_tokens", {}).get("total")
@@ -56,8 +58,8 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
     )
     completion_tokens = generated.counts.get("completion_tokens") if generated is not None else None
     if config.teacher.base.from_store is not None:
-        requests, stored_tokens = _count_answers(RunPaths.from_config(config).store, notes)
-        completion_tokens = completion_tokens or stored_tokens
+        requests = None if stored is None else stored.rows
+        completion_tokens = completion_tokens or (None if stored is None else stored.completion_tokens)
     elif completion_tokens is None and rows is not None:
         teacher = config.teacher.closed or config.teacher.open
         longest = teacher.pipeline.max_new_tokens if teacher is not None else None
@@ -111,26 +113,18 @@ def _count_sources(config: Config, notes: list[str]) -> tuple[int | None, int | 
     return rows, tokens
 
 
-def _count_answers(path: Path, notes: list[str]) -> tuple[int | None, int | None]:
-    """Rows and completion tokens of the store that a run takes its answers from."""
-    from raystill.store.commit import load_commits
-    from raystill.store.store import load_store
-
-    if not (path / "store.json").exists():
+def _stored_answers(config: Config, notes: list[str]) -> StoredAnswers | None:
+    path = RunPaths.from_config(config).store
+    found = count_answers(path)
+    if found is None:
         notes.append(f"{path} holds no answers yet")
-        return None, None
-    store = load_store(path)
-    commits = [
-        commit
-        for partition in range(store.num_partitions)
-        for commit in load_commits(store, partition, "rows")
-    ]
-    rows, tokens = sum(commit.num_rows for commit in commits), sum(commit.num_tokens for commit in commits)
-    identity = store.identity
+        return None
     notes.append(
-        f"the {rows:,} stored answers are those of {identity.teacher} ({identity.engine}): none is generated"
+        f"the {found.rows:,} stored answers are those of {found.teacher} ({found.engine}): none is generated"
     )
-    return rows, tokens or None
+    if found.is_guessed:
+        notes.append(f"tokens of the stored answers are their texts' bytes / {BYTES_PER_TOKEN}")
+    return found
 
 
 def _count_lines(path: Path, size: int) -> int | None:
