@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(CONFIGS.glob("*.yaml"))
-STAGES = ["prepare", "generate", "score", "curate", "sft", "distill", "evaluate", "export"]
+STAGES = ["prepare", "generate", "score", "grade", "curate", "sft", "distill", "evaluate", "export"]
 # Golden files of combinations, beside those of single files.
 COMBINED = {"worker_9b+kd_recipe": ["worker_9b", "kd_recipe"]}
 
@@ -59,7 +59,9 @@ def test_each_names_the_schema_and_a_command_that_exists(path: Path) -> None:
         assert (ROOT / mentioned).exists(), mentioned
 
 
-@pytest.mark.parametrize("names", [["demo"], ["stdlib_docs"], ["worker_9b", "kd_recipe"]], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [["demo"], ["stdlib_docs"], ["worker_9b", "kd_recipe"], ["demo", "grade_recipe"]], ids="+".join
+)
 def test_what_is_said_to_run_needs_nothing_that_is_missing(names: list[str]) -> None:
     require_supported(load(*names), STAGES)
 
