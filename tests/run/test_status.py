@@ -93,6 +93,11 @@ def test_nothing_there_is_an_error_and_nothing_is_made(paths: RunPaths) -> None:
 
 def test_it_needs_neither_torch_nor_ray(paths: RunPaths) -> None:
     begin(paths)
+    paths.resolved_config.write_text(
+        "teacher: {engine: fake, open: {model: {name: t}}}\ntrain: {sft: {}}\n"
+        "student: {hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}\n",
+        encoding="utf-8",
+    )
     code = (
         "import sys; from raystill.cli.main import main; "
         f"code = main(['status', {str(paths.root)!r}]); "
@@ -102,4 +107,7 @@ def test_it_needs_neither_torch_nor_ray(paths: RunPaths) -> None:
     assert done.returncode == 0, done.stderr
     assert "interrupted" in done.stdout
     assert "68" in done.stdout
+    assert (
+        "not begun: score, sft, evaluate, export\n" in done.stdout
+    )  # and no judge, which this run doesn't have
     assert "$0.2500" in done.stdout

@@ -13,6 +13,7 @@ from raystill.cli.batch_lines import print_batches
 from raystill.cli.terminal import RESULTS, human_seconds, make_table, print_json, print_table
 
 if TYPE_CHECKING:
+    from raystill.run.paths import RunPaths
     from raystill.run.status import RunStatus, StageStatus
 
 RunDirectory = Annotated[
@@ -41,18 +42,31 @@ def status(
     if as_json:
         print_json(asdict(found) | {"batches": [asdict(batch) for batch in batches]})
         return
-    _print_status(found)
+    _print_status(found, _stages_of(paths))
     print_batches(batches)
 
 
-def _print_status(found: RunStatus) -> None:
+def _stages_of(paths: RunPaths) -> frozenset[str]:
+    """The stages that the run has by the configuration of its last start; all where none says."""
+    from raystill.config.load import load_config
+    from raystill.errors import RaystillError
+    from raystill.pipeline import plan_stages
+    from raystill.run.paths import STAGE_NAMES
+
+    try:
+        return frozenset(stage.name for stage in plan_stages(load_config([paths.resolved_config]).config))
+    except (OSError, RaystillError):
+        return frozenset(STAGE_NAMES)
+
+
+def _print_status(found: RunStatus, wanted: frozenset[str]) -> None:
     columns = {
         "stage": False, "state": False, "done": True, "left": True, "rejected": True, "reused": True,
         "spent": True, "tokens/s": True, "time": True,
     }  # fmt: skip
     rows = [_describe(stage) for stage in found.stages if stage.condition != "absent"]
     print_table(make_table(f"Run {found.root}", columns, rows))
-    waiting = [stage.name for stage in found.stages if stage.condition == "absent"]
+    waiting = [stage.name for stage in found.stages if stage.condition == "absent" and stage.name in wanted]
     if waiting:
         RESULTS.print(f"not begun: {', '.join(waiting)}")
     RESULTS.print("a process works on it now" if found.is_locked else "no process works on it")
