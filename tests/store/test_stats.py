@@ -58,6 +58,16 @@ def test_a_teacher_that_is_always_sure_lands_in_the_last_interval(tmp_path: Path
     assert compute_stats(store).captured_mass_histogram == (0, 0, 0, 0, 0, 0, 5)
 
 
+def test_answers_that_came_as_text_have_the_tokens_of_their_scores(tmp_path: Path) -> None:
+    rows = [make_row(i, num_tokens=0, num_logprobs=None) for i in range(3)]
+    store = build_store(tmp_path / "store", rows, num_partitions=1)
+    assert compute_stats(store).num_tokens == 0
+    with PartWriter(store) as writer:
+        writer.commit_scores(0, [Score(rows[0].key, make_signal(0, 5, 4))])
+        writer.commit_scores(0, [Score(row.key, make_signal(1, 7, 8)) for row in rows[:2]])
+    assert compute_stats(store).num_tokens == 2 * 7
+
+
 def test_leftovers_are_counted(tmp_path: Path) -> None:
     store = build_store(tmp_path / "store", [make_row(1)], num_partitions=1)
     (store.layout.parts("rows", 0) / ".tmp-x-part.parquet").write_bytes(b"")

@@ -107,7 +107,9 @@ def _data_tiles(facts: ReportFacts) -> list[tuple[str, str, str]]:
             (
                 format_integer(stats.num_tokens),
                 "completion tokens",
-                f"{stats.num_prompt_tokens:,} prompt tokens",
+                f"{stats.num_prompt_tokens:,} prompt tokens"
+                if stats.num_prompt_tokens
+                else "the answers came as text",
             ),
         ]
     return entries

@@ -23,7 +23,8 @@ MASS_EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 @dataclass(frozen=True)
 class StoreStats:
-    """Counts of one store. Tokens are completion tokens unless the name says otherwise; JSON-able.
+    """Counts of one store. Tokens are completion tokens unless the name says otherwise, an answer's own or
+    its scorer's; prompts of answers that came as text have none. JSON-able.
 
     `captured_mass_histogram[i]` counts tokens whose stored top k holds a probability in
     [MASS_EDGES[i], MASS_EDGES[i + 1]); the last interval includes 1. `num_scored` keys have a signal, from
@@ -84,11 +85,15 @@ class _Tally:
                 self.num_duplicates += int(np.count_nonzero(~first_occurrences(keys)))
             self.cost_usd += sum(commit.cost_usd for commit in commits)
         widths: dict[str, int] = {}
+        texts: set[str] = set()
         for table in iter_tables(store, columns=_ROW_FACTS, partitions=(partition,)):
             self._add_rows(table)
             self._add_signals(table, widths)
+            is_text = pc.equal(table.column("num_completion_tokens"), 0)
+            texts.update(table.column("key").filter(is_text).to_pylist())
         for table in iter_tables(store, kind="scores", columns=_SIGNAL_FACTS, partitions=(partition,)):
             self._add_signals(table, widths)
+            self._add_texts(table, texts)
         self.widths.update(str(width) for width in widths.values())
         self._add_rejects(store, partition, widths.keys())
 
@@ -106,6 +111,14 @@ class _Tally:
         self.splits.update(table.column("split").to_pylist())
         self.finish_reasons.update(table.column("finish_reason").to_pylist())
         self.flags.update(pc.list_flatten(table.column("flags")).to_pylist())
+
+    def _add_texts(self, scores: pa.Table, texts: set[str]) -> None:
+        """An answer that came as text has the tokens that its scorer found in it; each counts once."""
+        lengths = pc.list_value_length(scores.column("tail_logprob")).to_pylist()
+        for key, length in zip(scores.column("key").to_pylist(), lengths, strict=True):
+            if key in texts:
+                texts.remove(key)
+                self.num_tokens += length
 
     def _add_signals(self, table: pa.Table, widths: dict[str, int]) -> None:
         counts = table.column("num_logprobs").to_pylist()
