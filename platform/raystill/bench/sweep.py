@@ -38,7 +38,7 @@ class Sizes:
 
     ranks: tuple[int, ...] = (8, 16)
     rates: tuple[float, ...] = _RATES
-    steps: int = 300
+    steps: int = 80
     prompts: int = 1200
     peers: tuple[str, ...] = PEERS
 
@@ -48,7 +48,7 @@ class Sizes:
         return len(self.ranks) * len(self.rates)
 
 
-QUICK = Sizes(ranks=(8,), rates=_RATES[1:3], steps=40, prompts=200, peers=PEERS[:1])
+QUICK = Sizes(ranks=(8,), rates=_RATES[1:3], steps=20, prompts=200, peers=PEERS[:1])
 
 
 def run_bench(*, quick: bool = False) -> dict[str, Any]:
