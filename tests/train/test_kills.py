@@ -130,13 +130,15 @@ def test_driver_controller_and_worker_are_killed_and_the_end_is_byte_equal(
     reached, seconds = 0, []
     while hit.total() < NUM_KILLS:
         victim = sorted(VICTIMS)[hit.total() % len(VICTIMS)]
+        # A process of the attempt before may still be on its way out.
+        earlier = {process.pid for process in find_processes(victim)}
         with driver(file, ray_address, tmp_path / "driver.log") as child:
             started = time.monotonic()
             # Every other kill comes before the attempt has saved anything: while it starts, or resumes.
             if hit.total() % 2:
                 wait_for_step(paths, reached, child)
                 seconds.append(time.monotonic() - started)
-            target = find_victim(victim, child)
+            target = find_victim(victim, child, earlier)
             time.sleep(random_.uniform(0.0, 1.5))
             with contextlib.suppress(psutil.NoSuchProcess):
                 if target is not None:
@@ -149,7 +151,7 @@ def test_driver_controller_and_worker_are_killed_and_the_end_is_byte_equal(
         found = latest_valid(paths.checkpoints("distill"))
         assert found.passed_over == () and (found.step or 0) >= reached
         reached = found.step or 0
-    assert hit.total() > 0
+    assert hit.total() == NUM_KILLS, "the run ended before its last kill"
     if load_manifest(paths.stage_dir("distill")) is None:
         with driver(file, ray_address, tmp_path / "driver.log") as child:
             assert child.wait(timeout=WAIT_SECONDS * 10) == 0, (tmp_path / "driver.log").read_text()
@@ -178,19 +180,27 @@ def driver(config: Path, address: str, log: Path) -> Iterator[subprocess.Popen[b
         child.wait()
 
 
-def find_victim(name: str, child: subprocess.Popen[bytes]) -> psutil.Process | subprocess.Popen[bytes] | None:
-    """The youngest process of that kind below this one, once there is one; None where the driver ended."""
+def find_processes(name: str) -> list[psutil.Process]:
+    """The processes of that kind below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True) if name != "driver" else ():
+        with contextlib.suppress(psutil.Error):
+            if VICTIMS[name] in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def find_victim(
+    name: str, child: subprocess.Popen[bytes], earlier: set[int]
+) -> psutil.Process | subprocess.Popen[bytes] | None:
+    """A process of that kind that wasn't there `earlier`, once there is one; None where the driver ended."""
     if name == "driver":
         return child
     deadline = time.monotonic() + WAIT_SECONDS
     while child.poll() is None:
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if VICTIMS[name] in " ".join(process.cmdline()):
-                    found.append((process.create_time(), process))
+        found = [process for process in find_processes(name) if process.pid not in earlier]
         if found:
-            return max(found, key=lambda item: item[0])[1]
+            return found[0]
         assert time.monotonic() < deadline, f"no {name} was started"
         time.sleep(0.05)
     return None
