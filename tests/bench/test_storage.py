@@ -23,7 +23,7 @@ def _exact(seed: int) -> TopKSignal:
 def test_more_bits_err_less() -> None:
     exact = [_exact(seed) for seed in range(3)]
     ours, (bfloat, polynomial) = mean_kl(exact, None), codecs(151_936).values()
-    assert 0.0 <= ours < 1e-6
+    assert 0.0 <= ours < 1e-5
     assert ours < mean_kl(exact, bfloat) < mean_kl(exact, polynomial)
 
 

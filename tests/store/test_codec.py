@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -97,6 +98,22 @@ def test_a_lone_surrogate_is_refused_and_shown() -> None:
     broken = TeacherRow(**{**vars(row), "completion": "fine \ud800 not"})
     with pytest.raises(DataError, match="not valid Unicode"):
         rows_to_table([broken])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.none() | st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=8), st.integers(0, 7))
+def test_neighbours_of_any_width_stay_apart(shapes: list[tuple[int, int] | None], skipped: int) -> None:
+    originals = [
+        replace(make_row(i, num_tokens=shape[0] if shape else 2), signal=shape and make_signal(i, *shape))
+        for i, shape in enumerate(shapes)
+    ]
+    table = rows_to_table(originals).slice(skipped)  # as a filter or a limit leaves it
+    restored = list(iter_table_rows(table))
+    assert len(restored) == len(originals[skipped:])
+    for original, row in zip(originals[skipped:], restored, strict=True):
+        assert same_row(original, row)
+        if row.signal is not None:
+            row.signal.__post_init__()
 
 
 def test_lists_that_do_not_fit_their_row_are_refused() -> None:

@@ -6,15 +6,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from store_builder import build_store, by_partition, make_reject, make_row, make_signal
 
 from raystill.errors import EnvironmentFault
+from raystill.run.publish import sha256_file
 from raystill.store.commit import compute_spent_usd, load_commits
+from raystill.store.commit_record import save_commit
 from raystill.store.content import content_digest
 from raystill.store.diff import diff_stores
 from raystill.store.reader import iter_tables, load_rows, read_part
-from raystill.store.records import Score
+from raystill.store.records import ROW_SCHEMA, Score
 from raystill.store.rejects import load_rejects
 from raystill.store.repack import repack_store
 from raystill.store.store import TeacherStore, load_store
@@ -40,6 +43,30 @@ def messy_store(path: Path) -> TeacherStore:
                     partition, [replace(reject, code=code, cost_usd=0.25) for reject in mine]
                 )
     return store
+
+
+def written_before(store: TeacherStore) -> None:
+    """Make the first part of partition 0 one whose lists say that entries may be missing."""
+    commit = load_commits(store, 0, "rows")[0]
+    table = read_part(store, commit)
+    part = commit.part_path(store)
+    pq.write_table(table, part, compression="zstd")
+    assert pq.read_schema(part).types == ROW_SCHEMA.types
+    facts = {"sha256": sha256_file(part), "size_bytes": part.stat().st_size}
+    save_commit(store, commit.model_copy(update=facts))
+
+
+def test_parts_of_an_older_version_are_read_and_merged_with_new_ones(tmp_path: Path) -> None:
+    store = messy_store(tmp_path / "store")
+    before = content(store)
+    new_types = [pq.read_schema(commit.part_path(store)).types for commit in load_commits(store, 0, "rows")]
+    assert ROW_SCHEMA.types not in new_types
+    written_before(store)
+    assert content(store) == before and verify_store(store.path).ok
+    repack_store(store, rows_per_part=100)
+    assert content(store) == before and verify_store(store.path).ok
+    (commit,) = load_commits(store, 0, "rows")
+    assert pq.read_schema(commit.part_path(store)).types in new_types
 
 
 def keys_of(store: TeacherStore, partition: int, seed: int) -> set[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from raystill.store.precision import RELATIVE_ERROR
 from raystill.teacher.flat_logprobs import compute_tail_logprob, generated_signal, prompt_signal
 
 
@@ -41,10 +42,9 @@ def test_every_token_gets_its_own_position() -> None:
     for t in range(9):
         order = np.argsort(-distributions[t])
         assert signal.topk_ids_TK[t].tolist() == order[:4].tolist()
-        assert signal.sampled_logprob_T[t] == pytest.approx(distributions[t][sampled[t]], abs=1e-5)
-        assert np.exp(signal.tail_logprob_T[t]) == pytest.approx(
-            np.exp(distributions[t][order[4:]]).sum(), abs=1e-6
-        )
+        assert signal.sampled_logprob_T[t] == pytest.approx(distributions[t][sampled[t]], rel=RELATIVE_ERROR)
+        tail = np.log(np.exp(distributions[t][order[4:]]).sum())
+        assert signal.tail_logprob_T[t] == pytest.approx(tail, rel=RELATIVE_ERROR)
 
 
 def test_prompt_signal_skips_the_prompt() -> None:

@@ -13,10 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from raystill.config.schema import Config
 from raystill.errors import ConfigError
+from raystill.store.precision import RELATIVE_ERROR
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
 from raystill.teacher.engine import Generation, GenerationRequest, Sampling, ScoreRequest, TeacherEngine
 from raystill.teacher.errors import EngineRowError
 from raystill.teacher.preflight import preflight
+
+# Two engines' numbers that differ by a hair may be kept one step apart.
+ONE_STEP = 2 * RELATIVE_ERROR
 
 EOS = 2
 K = 8
@@ -93,8 +97,10 @@ def test_generation_and_scoring_agree(engine_name: str, make_config: MakeConfig)
                 ScoreRequest(request.key, request.prompt_token_ids, made.completion_token_ids, K)
             )
             assert made.signal is not None
-            assert np.allclose(made.signal.sampled_logprob_T, scored.sampled_logprob_T, atol=2e-3)
-            assert np.allclose(np.exp(made.signal.tail_logprob_T), np.exp(scored.tail_logprob_T), atol=2e-3)
+            assert np.allclose(
+                made.signal.sampled_logprob_T, scored.sampled_logprob_T, atol=2e-3, rtol=ONE_STEP
+            )
+            assert np.allclose(np.exp(made.signal.tail_logprob_T), np.exp(scored.tail_logprob_T), atol=5e-3)
             assert np.array_equal(made.signal.topk_ids_TK[:, 0], scored.topk_ids_TK[:, 0])
 
     asyncio.run(run())
@@ -150,8 +156,10 @@ def test_signals_are_those_of_a_plain_forward_pass(make_config: MakeConfig, teac
             row = logprobs[len(request.prompt_token_ids) - 1 + t]
             best = row.topk(K)
             assert made.signal.topk_ids_TK[t].tolist() == best.indices.tolist()
-            assert np.allclose(made.signal.topk_logprobs_TK[t], best.values, atol=5e-3, rtol=2e-3)
-            assert made.signal.sampled_logprob_T[t] == pytest.approx(float(row[token]), abs=2e-3)
+            assert np.allclose(made.signal.topk_logprobs_TK[t], best.values, atol=5e-3, rtol=ONE_STEP)
+            assert made.signal.sampled_logprob_T[t] == pytest.approx(
+                float(row[token]), abs=2e-3, rel=ONE_STEP
+            )
             assert np.exp(made.signal.tail_logprob_T[t]) == pytest.approx(
                 1.0 - float(best.values.exp().sum()), abs=1e-3
             )

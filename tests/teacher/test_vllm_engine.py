@@ -13,10 +13,14 @@ import psutil
 import pytest
 
 from raystill.config.schema import Config
+from raystill.store.precision import RELATIVE_ERROR
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
 from raystill.teacher.engine import Generation, GenerationRequest, Sampling, ScoreRequest, TeacherEngine
 from raystill.teacher.errors import EngineRowError
 from raystill.teacher.preflight import preflight
+
+# Two engines' numbers that differ by a hair may be kept one step apart.
+ONE_STEP = 2 * RELATIVE_ERROR
 
 pytest.importorskip("vllm")
 K = 8
@@ -51,9 +55,11 @@ async def check_engines(vllm: TeacherEngine, exact: TeacherEngine) -> None:
         check_row(generation)
         assert generation.signal is not None
         for signal in (generation.signal, own):
-            assert np.allclose(signal.sampled_logprob_T, reference.sampled_logprob_T, atol=2e-3)
-            assert np.allclose(signal.topk_logprobs_TK, reference.topk_logprobs_TK, atol=1e-2, rtol=2e-3)
-            assert np.allclose(np.exp(signal.tail_logprob_T), np.exp(reference.tail_logprob_T), atol=1e-3)
+            assert np.allclose(
+                signal.sampled_logprob_T, reference.sampled_logprob_T, atol=2e-3, rtol=ONE_STEP
+            )
+            assert np.allclose(signal.topk_logprobs_TK, reference.topk_logprobs_TK, atol=1e-2, rtol=ONE_STEP)
+            assert np.allclose(np.exp(signal.tail_logprob_T), np.exp(reference.tail_logprob_T), atol=5e-3)
     assert any(generation.finish_reason == "stop" for generation in made)
     assert any(generation.finish_reason == "length" for generation in made)
     greedy = [request for request in requests if request.sampling.temperature == 0.0]
@@ -76,7 +82,7 @@ def check_row(generation: Generation) -> None:
         found = np.flatnonzero(generation.signal.topk_ids_TK[t] == token)
         if len(found):
             stored = generation.signal.topk_logprobs_TK[t, found[0]]
-            assert stored == pytest.approx(generation.signal.sampled_logprob_T[t], abs=2e-2)
+            assert stored == pytest.approx(generation.signal.sampled_logprob_T[t], abs=2e-2, rel=ONE_STEP)
 
 
 async def check_again(vllm: TeacherEngine, requests: list[GenerationRequest], made: list[Generation]) -> None:

@@ -36,6 +36,7 @@ from raystill.store.distillkit_codec import (
 )
 from raystill.store.exporters.distillkit import export_distillkit
 from raystill.store.identity import request_key
+from raystill.store.precision import keep_signal
 from raystill.store.reader import iter_rows
 from raystill.store.records import TopKSignal
 from raystill.store.store import TeacherStore, open_store
@@ -100,7 +101,7 @@ def codecs(vocab_size: int) -> dict[str, CompressionConfig]:
 
 
 def mean_kl(exact: Iterable[TopKSignal], codec: CompressionConfig | None) -> float:
-    """KL(exact || decoded) over the k tokens alone, in nats per token; `codec` None is our float16.
+    """KL(exact || decoded) over the k tokens alone, in nats per token; `codec` None is what we keep.
 
     Both are normalised over the k: DistillKit stores no tail, and what rounding leaves of it isn't judged.
     """
@@ -108,7 +109,8 @@ def mean_kl(exact: Iterable[TopKSignal], codec: CompressionConfig | None) -> flo
     for signal in exact:
         values_TK = signal.topk_logprobs_TK.astype(np.float64)
         if codec is None:
-            decoded_TK = values_TK.astype(np.float16).astype(np.float64)
+            kept = keep_signal(signal.topk_ids_TK, values_TK, signal.sampled_logprob_T, signal.tail_logprob_T)
+            decoded_TK = kept.topk_logprobs_TK.astype(np.float64)
         else:
             decoded_TK = decode_logprobs(encode_logprobs(values_TK, codec), codec)
         values_TK, decoded_TK = _normalised(values_TK), _normalised(decoded_TK)

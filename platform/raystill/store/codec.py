@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from dataclasses import fields
+from itertools import groupby, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +32,27 @@ from raystill.store.records import (
 
 CODEC = "topk-int32-float16-v1"
 ROW_COLUMNS: tuple[str, ...] = tuple(field.name for field in ROW_FIELDS)
+# What a TeacherRow is made of, in the order of its attributes, the last of which is the signal.
+_ROW_ATTRIBUTES: tuple[str, ...] = tuple(field.name for field in fields(TeacherRow))
+DECODED_COLUMNS = _ROW_ATTRIBUTES[:-1]
+_SIGNAL_ATTRIBUTES: tuple[str, ...] = tuple(field.name for field in fields(TopKSignal))
 SIGNAL_COLUMNS: tuple[str, ...] = tuple(field.name for field in SIGNAL_FIELDS)
 _MAX_LIST_ENTRIES = 2**31 - 1
 
 Array = npt.NDArray[Any]
+_Record = TypeVar("_Record", TeacherRow, TopKSignal)
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """`schema` as it is in new parts: numbers in lists are declared to be there, so that no reader looks for
+    missing ones. Parts that were written without the declaration hold the same."""
+    return pa.schema([field.with_type(_stored_type(field.type)) for field in schema])
+
+
+def _stored_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) and pa.types.is_primitive(kind.value_type):
+        return pa.list_(kind.value_field.with_nullable(False))
+    return kind
 
 
 def rows_to_table(rows: Sequence[TeacherRow]) -> pa.Table:
@@ -74,7 +92,7 @@ def rejects_to_table(rejects: Sequence[Reject]) -> pa.Table:
 def iter_table_rows(
     table: pa.Table, signals: Sequence[TopKSignal | None] | None = None
 ) -> Iterator[TeacherRow]:
-    """Rows of a table that has all of ROW_FIELDS, with `signals` (one per row) attached.
+    """Rows of a table that has all of DECODED_COLUMNS, with `signals` (one per row) attached.
 
     Without `signals` they come from the table, where it has SIGNAL_FIELDS. Arrays are read-only views into
     the table's buffers.
@@ -83,17 +101,9 @@ def iter_table_rows(
     if signals is None:
         with_signal = set(SIGNAL_COLUMNS) <= set(table.column_names)
         signals = list_signals(table) if with_signal else [None] * table.num_rows
-    plain = [name for name in ROW_COLUMNS if not name.endswith("token_ids") and not name.startswith("num_")]
-    values = {name: table.column(name).to_pylist() for name in plain}
-    values["flags"] = [tuple(flags) for flags in values["flags"]]
-    prompts, completions = list_arrays(table, "prompt_token_ids"), list_arrays(table, "completion_token_ids")
-    for index in range(table.num_rows):
-        yield TeacherRow(
-            **{name: column[index] for name, column in values.items()},
-            prompt_token_ids=prompts[index],
-            completion_token_ids=completions[index],
-            signal=signals[index],
-        )
+    columns = (_row_values(table, name) for name in DECODED_COLUMNS)
+    for values in zip(*columns, signals, strict=True):
+        yield _make(TeacherRow, _ROW_ATTRIBUTES, values)
 
 
 def iter_table_rejects(table: pa.Table) -> Iterator[Reject]:
@@ -107,18 +117,46 @@ def list_signals(table: pa.Table) -> list[TopKSignal | None]:
 
     Raises DataError where a row's lists don't have T*K and T entries.
     """
-    counts = table.column("num_logprobs").to_pylist()
-    columns = [list_arrays(table, name) for name in SIGNAL_COLUMNS[1:]]
+    counts = list_values(table, "num_logprobs")
+    columns = [_flat_lists(table, name) for name in SIGNAL_COLUMNS[1:]]
+    _check_lengths(counts, [offsets for offsets, _ in columns])
+    starts_T = columns[2][0].tolist()
     signals: list[TopKSignal | None] = []
-    for K, ids, logprobs, sampled_T, tail_T in zip(counts, *columns, strict=True):
-        T = len(sampled_T)
+    for K, indices in groupby(range(len(counts)), counts.__getitem__):
+        rows = list(indices)
         if K is None:
-            signals.append(None)
-        elif len(ids) != T * K or len(logprobs) != T * K:
-            raise DataError(f"a signal has {len(ids)} ids and {len(logprobs)} logprobs for {T} x {K}")
-        else:
-            signals.append(TopKSignal(ids.reshape(T, K), logprobs.reshape(T, K), sampled_T, tail_T))
+            signals += [None] * len(rows)
+            continue
+        # The arrays of neighbours of equal K are one block each; a row is a slice of it.
+        first, T = starts_T[rows[0]], starts_T[rows[-1] + 1] - starts_T[rows[0]]
+        blocks = [values[offsets[rows[0]] : offsets[rows[-1] + 1]] for offsets, values in columns]
+        ids_TK, logprobs_TK = (block.reshape(T, K) for block in blocks[:2])
+        sampled_T, tail_T = blocks[2:]
+        for row in rows:
+            own = slice(starts_T[row] - first, starts_T[row + 1] - first)
+            arrays = (ids_TK[own], logprobs_TK[own], sampled_T[own], tail_T[own])
+            signals.append(_make(TopKSignal, _SIGNAL_ATTRIBUTES, arrays))
     return signals
+
+
+def _make(kind: type[_Record], names: Sequence[str], values: Sequence[Any]) -> _Record:
+    """A record of values that were checked as columns. A frozen dataclass's own constructor would set them
+    one by one through object.__setattr__, and check them again: half of the time that a short row takes."""
+    record = object.__new__(kind)
+    record.__dict__.update(zip(names, values, strict=True))
+    return record
+
+
+def _check_lengths(counts: Sequence[int | None], offsets: Sequence[Array]) -> None:
+    widths = np.fromiter((K or 0 for K in counts), np.int64, len(counts))
+    ids, logprobs, sampled, tail = (np.diff(each).astype(np.int64) for each in offsets)
+    wrong = (ids != sampled * widths) | (logprobs != sampled * widths) | (tail != sampled)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"a signal has {ids[row]} ids, {logprobs[row]} logprobs and {tail[row]} tails "
+            f"for {sampled[row]} x {widths[row]}"
+        )
 
 
 def list_scores(table: pa.Table) -> list[Score]:
@@ -135,13 +173,41 @@ def list_scores(table: pa.Table) -> list[Score]:
 
 def list_arrays(table: pa.Table, name: str) -> list[Array]:
     """Each row's entries of list column `name`, as views; a missing list is empty."""
-    column = table.column(name).combine_chunks()
-    lists = column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    offsets, values = _flat_lists(table, name)
+    return [values[start:end] for start, end in pairwise(offsets.tolist())]
+
+
+def list_values(table: pa.Table, name: str) -> list[Any]:
+    """Column `name` as Python values, None where there is none: `to_pylist` without an Arrow object each."""
+    column = _one_array(table, name)
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if pa.types.is_string(column.type) or (column.null_count == 0 and pa.types.is_primitive(column.type)):
+        values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+        return values
+    return list(column.to_pylist())
+
+
+def _row_values(table: pa.Table, name: str) -> list[Any]:
+    if name == "flags":
+        lists = _one_array(table, name)
+        return list(map(tuple, lists.to_pylist())) if len(lists.flatten()) else [()] * len(lists)
+    return list_arrays(table, name) if name.endswith("token_ids") else list_values(table, name)
+
+
+def _flat_lists(table: pa.Table, name: str) -> tuple[Array, Array]:
+    """Where each list of column `name` starts, one more for the end; and all entries end to end."""
+    lists = _one_array(table, name)
     if len(lists) == 0:
-        return []
-    offsets = lists.offsets.to_numpy().tolist()
-    values = lists.values.to_numpy(zero_copy_only=True)
-    return [values[start:end] for start, end in pairwise(offsets)]
+        return np.zeros(1, np.int32), np.empty(0, lists.type.value_type.to_pandas_dtype())
+    return lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=True)
+
+
+def _one_array(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def empty_signal(num_logprobs: int) -> TopKSignal:

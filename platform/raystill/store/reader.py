@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 from raystill.errors import DataError
 from raystill.run.remote import is_remote, object_sizes, remote_faults
 from raystill.store.codec import (
-    ROW_COLUMNS,
+    DECODED_COLUMNS,
     SIGNAL_COLUMNS,
     empty_signal,
     iter_table_rows,
     list_arrays,
     list_scores,
     list_signals,
+    list_values,
+    stored_schema,
     view_signal,
 )
 from raystill.store.commit import kept_rows, load_commits
@@ -52,6 +54,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
     "hidden": TIER_SCHEMAS["hidden"],
     "rejects": REJECT_SCHEMA,
 }
+_STORED_TYPES = {kind: stored_schema(schema).types for kind, schema in SCHEMAS.items()}
 
 
 def committed_keys(store: TeacherStore, partition: int, kind: Kind = "rows") -> set[str]:
@@ -151,7 +154,7 @@ def iter_rows(
     DataError for a missing or damaged part, for rows that are still to be scored, and where more logprobs
     are asked for than are stored.
     """
-    columns = (*ROW_COLUMNS, *SIGNAL_COLUMNS) if with_signal else ROW_COLUMNS
+    columns = (*DECODED_COLUMNS, *SIGNAL_COLUMNS) if with_signal else DECODED_COLUMNS
     for partition in range(store.num_partitions) if partitions is None else partitions:
         scores = _load_scores(store, partition) if with_signal else {}
         unscored = unscored_keys(store, partition) if with_signal else set()
@@ -163,8 +166,10 @@ def iter_rows(
                 yield from iter_table_rows(table)
                 continue
             signals, ids = _table_signals(table, scores, num_logprobs, store.identity.num_logprobs)
-            for row in iter_table_rows(table, signals):
-                yield replace(row, **vars(ids[row.key])) if row.key in ids else row
+            rows = iter_table_rows(table, signals)
+            if ids:
+                rows = (replace(row, **vars(ids[row.key])) if row.key in ids else row for row in rows)
+            yield from rows
 
 
 def load_rows(
@@ -195,9 +200,10 @@ def read_part(store: TeacherStore, commit: CommitRecord, columns: Collection[str
         raise damaged_part(store, commit, "its content has changed since it was committed")
     with pq.ParquetFile(pa.BufferReader(raw)) as part:
         schema, expected = part.schema_arrow, SCHEMAS[commit.kind]
-        if schema.names != expected.names or schema.types != expected.types:
+        if schema.names != expected.names or schema.types not in (expected.types, _STORED_TYPES[commit.kind]):
             raise damaged_part(store, commit, "its columns are not those of this format")
-        return part.read(columns=None if columns is None else list(columns), use_threads=False)
+        table = part.read(columns=None if columns is None else list(columns), use_threads=False)
+        return table.cast(pa.schema([expected.field(name) for name in table.column_names]))
 
 
 def _read_replacement(
@@ -284,8 +290,11 @@ def _table_signals(
     And by key the ids that signals of other tokens than the row's belong to. An empty completion needs no
     signal and gets an empty one.
     """
-    keys, signals = table.column("key").to_pylist(), list_signals(table)
-    is_empty = _is_empty(table)
+    signals = list_signals(table)
+    present = [signal for signal in signals if signal is not None]
+    if not scores and len(present) == len(signals):
+        return [_cut(signal, num_logprobs) for signal in present], {}
+    keys, is_empty = list_values(table, "key"), _is_empty(table)
     scored: list[tuple[str, TopKSignal, Int32Array | None]] = []
     scored_ids: dict[str, ScoredIds] = {}
     for index, ids in enumerate(list_arrays(table, "completion_token_ids")):
@@ -307,14 +316,15 @@ def _table_signals(
             where=f"partition of key {missing[0]}",
             fix="set teacher.signals.num_logprobs and run raystill score",
         )
-    if num_logprobs is None:
-        return present, scored_ids
-    return [view_signal(signal, num_logprobs) for signal in present], scored_ids
+    return [_cut(signal, num_logprobs) for signal in present], scored_ids
+
+
+def _cut(signal: TopKSignal, num_logprobs: int | None) -> TopKSignal:
+    return signal if num_logprobs is None else view_signal(signal, num_logprobs)
 
 
 def _is_empty(table: pa.Table) -> list[bool]:
     """Which completions have neither tokens nor text nor calls."""
-    columns = (
-        table.column(name).to_pylist() for name in ("num_completion_tokens", "completion", "tool_calls")
-    )
-    return [not any(facts) for facts in zip(*columns, strict=True)]
+    lengths = map(len, list_arrays(table, "completion_token_ids"))
+    texts = (list_values(table, name) for name in ("completion", "tool_calls"))
+    return [not any(facts) for facts in zip(lengths, *texts, strict=True)]

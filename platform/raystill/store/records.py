@@ -35,6 +35,7 @@ class TopKSignal:
 
     `topk_ids_TK` int32 and `topk_logprobs_TK` float16, best first; `sampled_logprob_T` float32, the logprob
     of the token that stands there; `tail_logprob_T` float32, the log of the mass outside the K (-inf: none).
+    What is captured has eight or nine significant bits of these (`precision`); what is imported, all.
     """
 
     topk_ids_TK: Int32Array

@@ -24,7 +24,7 @@ from raystill.run.disk import require_space
 from raystill.run.failpoint import failpoint
 from raystill.run.publish import make_directory, publish_file, sha256_file
 from raystill.run.remote import is_remote
-from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table
+from raystill.store.codec import rejects_to_table, rows_to_table, scores_to_table, stored_schema
 from raystill.store.commit_record import DIGEST_MODULUS, CommitRecord, save_commit
 from raystill.store.digest import reject_digest, row_digest, score_digest
 from raystill.store.identity import partition_of
@@ -45,6 +45,9 @@ _SIGNAL_ENCODINGS = {
     "tail_logprob.list.element": _PLANES,
     **{f"{name}.list.element": _PLANES for name in TIER_PLANES},
 }
+# A zstd block is 128 KiB and has one code for all its bytes: with this many bytes in a page, a plane of an
+# int32 column fills one block, and one of a float16 column two, so that no block mixes planes.
+_PAGE_BYTES = 4 * 128 * 1024
 _LOCK_SECONDS = 1.0
 _DICTIONARY_COLUMNS = ("split", "source", "finish_reason", "teacher_id", "code", "flags.list.element")
 
@@ -276,13 +279,12 @@ def is_being_repacked(store: TeacherStore) -> bool:
 
 
 def write_parquet(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """One row group, zstd-3, byte planes for signals, page checksums."""
-    flat = [name for name in table.column_names if f"{name}.list.element" not in _SIGNAL_ENCODINGS]
+    """One row group, zstd-3, byte planes for signals, page checksums; statistics of all but the signals."""
     paths = {
-        f"{name}.list.element" if pa.types.is_list(table.schema.field(name).type) else name for name in flat
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in table.schema
     }
     pq.write_table(
-        table,
+        table.cast(stored_schema(table.schema)),
         path,
         row_group_size=max(1, table.num_rows),
         compression="zstd",
@@ -293,5 +295,7 @@ def write_parquet(table: pa.Table, path: str | os.PathLike[str]) -> None:
             for column, encoding in _SIGNAL_ENCODINGS.items()
             if column.partition(".")[0] in table.column_names
         },
+        data_page_size=_PAGE_BYTES,
+        write_statistics=sorted(paths - set(_SIGNAL_ENCODINGS)),
         write_page_checksum=True,
     )

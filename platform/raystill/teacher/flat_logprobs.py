@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from raystill.store.precision import keep_signal
 from raystill.store.records import Float32Array, TopKSignal
 
 # Masked tokens have -inf; float16 ends at -65504.
@@ -64,9 +65,9 @@ def _signal(flat: FlatLogprobs, first: int, num_tokens: int, num_logprobs: int) 
     ids_TW = ids.reshape(num_tokens, width)
     logprobs_TW = logprobs.reshape(num_tokens, width)
     topk_TK = np.clip(logprobs_TW[:, 1:], MIN_LOGPROB, 0.0)
-    return TopKSignal(
-        topk_ids_TK=np.ascontiguousarray(ids_TW[:, 1:]),
-        topk_logprobs_TK=topk_TK.astype(np.float16),
-        sampled_logprob_T=np.clip(logprobs_TW[:, 0], MIN_LOGPROB, 0.0),
-        tail_logprob_T=compute_tail_logprob(topk_TK),
+    return keep_signal(
+        np.ascontiguousarray(ids_TW[:, 1:]),
+        topk_TK,
+        np.clip(logprobs_TW[:, 0], MIN_LOGPROB, 0.0),
+        compute_tail_logprob(topk_TK),
     )

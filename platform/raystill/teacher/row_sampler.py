@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from raystill.store.precision import keep_signal
 from raystill.store.records import Int32Array, TopKSignal
 from raystill.teacher.engine import GenerationRequest, Sampling
 from raystill.teacher.flat_logprobs import MIN_LOGPROB, compute_tail_logprob
@@ -80,11 +81,11 @@ def _topk(
 
 def _signal(ids_TK: torch.Tensor, logprobs_TK: torch.Tensor, sampled_T: torch.Tensor) -> TopKSignal:
     topk_TK = np.clip(logprobs_TK.numpy(), MIN_LOGPROB, 0.0)
-    return TopKSignal(
-        topk_ids_TK=ids_TK.numpy().astype(np.int32),
-        topk_logprobs_TK=topk_TK.astype(np.float16),
-        sampled_logprob_T=np.clip(sampled_T.numpy(), MIN_LOGPROB, 0.0),
-        tail_logprob_T=compute_tail_logprob(topk_TK),
+    return keep_signal(
+        ids_TK.numpy().astype(np.int32),
+        topk_TK,
+        np.clip(sampled_T.numpy(), MIN_LOGPROB, 0.0),
+        compute_tail_logprob(topk_TK),
     )
 
 

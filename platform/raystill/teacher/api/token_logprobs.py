@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raystill.store.precision import keep_signal
 from raystill.store.records import Int32Array, TopKSignal
 from raystill.teacher.api.wire import Choice, TokenLogprob, TopLogprob
 from raystill.text.tokenizer import token_bytes
@@ -84,11 +85,11 @@ def map_logprobs(choice: Choice, tokens: TokenMap, num_logprobs: int) -> MappedC
         tail_T = np.where(rest_T > 0.0, np.log(np.maximum(rest_T, 0.0)), -np.inf)
     if not np.isfinite(logprobs_TK).all():
         return MappedCompletion(ids_T, None)
-    signal = TopKSignal(
-        topk_ids_TK=ids_TK.reshape(len(ids_T), K),
-        topk_logprobs_TK=logprobs_TK.reshape(len(ids_T), K).astype(np.float16),
-        sampled_logprob_T=np.asarray([entry.logprob for entry in content], np.float32),
-        tail_logprob_T=tail_T.astype(np.float32),
+    signal = keep_signal(
+        ids_TK.reshape(len(ids_T), K),
+        logprobs_TK.reshape(len(ids_T), K),
+        np.asarray([entry.logprob for entry in content], np.float32),
+        tail_T,
     )
     return MappedCompletion(ids_T, signal)
 
