@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -12,12 +13,16 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from raystill.run.manifest import load_manifest
+from raystill.checkpoint.store import latest_valid
+from raystill.run.manifest import Manifest, load_manifest, save_manifest
+from raystill.train.metrics import iter_metrics
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +63,11 @@ def dashboard() -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             head.send_signal(signal.SIGTERM)
-            head.wait(timeout=30)
+            try:
+                head.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                head.kill()
+                head.wait()
 
 
 def wait_for(port: int) -> None:
@@ -71,10 +80,10 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"no Ray dashboard on port {port}")
 
 
-def raystill(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+def raystill(*arguments: str, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "raystill.cli.main", *arguments],
-        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT | changes, cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT | changes, cwd=cwd,
     )  # fmt: skip
 
 
@@ -125,3 +134,72 @@ def test_the_documented_line_of_a_job_file_works(dashboard: str, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_manifest(tmp_path / "demo" / "prompts") is not None
+
+
+def wait_until(reached: Callable[[], bool], dashboard: str, folder: Path) -> None:
+    deadline = time.monotonic() + 180
+    while not reached():
+        if time.monotonic() > deadline:
+            raise TimeoutError(raystill("logs", "endless", "--address", dashboard, cwd=folder).stdout)
+        time.sleep(0.2)
+
+
+def write_training_job(root: Path) -> tuple[Path, Any]:
+    """A folder to submit from, whose run trains for hours and saves nothing by itself for as long."""
+    spec = importlib.util.spec_from_file_location("tiny_world", ROOT / "tests" / "train" / "conftest.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    from raystill.text.chat import load_chat_format
+
+    module.make_tokenizer().save_pretrained(root / "tokenizer")
+    chat = load_chat_format(str(root / "tokenizer"))
+    module.write_store(root / "store", chat, module.make_rows(chat, 60))
+    world = module.World(root, root / "tokenizer", chat)
+    config = world.config(
+        "endless", training={"steps": 10_000_000, "save_every": 10_000_000, "log_every": 10}
+    )
+    paths = world.paths(config)
+    world.list_requests(paths)
+    for stage in ("generate", "score"):
+        save_manifest(paths.stage_dir(stage), Manifest(stage=stage, fingerprint=stage, config={}, inputs={}))
+    paths.run_log.parent.mkdir(parents=True, exist_ok=True)
+    paths.run_log.touch()  # a directory without any of its own files is not taken for a run's
+    folder = root / "submitted"
+    (folder / "cluster").mkdir(parents=True)
+    (folder / "endless.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    environment = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text(encoding="utf-8"))
+    environment["env_vars"]["PYTHONPATH"] = str(ROOT / "platform")
+    (folder / "cluster" / "runtime_env.yaml").write_text(yaml.safe_dump(environment))
+    return folder, paths
+
+
+@pytest.mark.soak  # a minute: a job that trains, twice
+def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
+    dashboard: str, tmp_path: Path
+) -> None:
+    folder, paths = write_training_job(tmp_path)
+    checkpoints = paths.checkpoints("distill")
+
+    def logged() -> int:
+        return max((line["step"] for line in iter_metrics(paths.training_metrics("distill"))), default=0)
+
+    here = ["--address", dashboard, "--no-wait", "--json"]
+    submitted = raystill("submit", "distill", "--config", "endless.yaml", *here, cwd=folder)
+    assert submitted.returncode == 0, submitted.stderr
+    wait_until(lambda: logged() > 0, dashboard, folder)
+    assert latest_valid(checkpoints).path is None
+    stopped = raystill("stop", "endless", "--address", dashboard, "--json", cwd=folder)
+    assert json.loads(stopped.stdout)["status"] == "STOPPED", stopped.stdout + stopped.stderr
+    assert json.loads(stopped.stdout)["result"] == 130
+    saved = latest_valid(checkpoints)
+    assert saved.step is not None and saved.step > 0 and saved.passed_over == ()
+    resumed = raystill("resume", "endless", *here, cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = (json.loads(done.stdout)["submission_id"] for done in (submitted, resumed))
+    assert (first[-2:], second[-2:]) == ("-1", "-2") and first[:-2] == second[:-2]
+    wait_until(lambda: logged() > (saved.step or 0), dashboard, folder)
+    again = raystill("stop", second, "--address", dashboard, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert (latest_valid(checkpoints).step or 0) > saved.step
