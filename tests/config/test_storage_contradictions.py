@@ -31,8 +31,22 @@ from raystill.run.remote import is_remote
                 "teacher.store.path=s3://bucket/x",
                 "teacher.closed.model.name=m",
                 "teacher.closed.endpoint.base_url=http://127.0.0.1:1/v1",
+                "teacher.closed.endpoint.mode=batch",
             ],
-            "journal",
+            "still at the provider",
+        ),
+        (
+            [
+                "teacher.store.path=s3://bucket/x",
+                "teacher.closed.model.name=m",
+                "teacher.closed.endpoint.base_url=http://127.0.0.1:1/v1",
+                "teacher.closed.pipeline.resume=false",
+            ],
+            "set an old store aside",
+        ),
+        (
+            ["teacher.open.model.name=m", "grade.store.path=gs://bucket/x", "grade.open.model.name=m"],
+            "only s3://",
         ),
     ],
 )
@@ -43,8 +57,15 @@ def test_addresses_are_refused_with_the_reason(settings: list[str], why: str) ->
     assert problem.where
 
 
-def test_a_store_of_a_teacher_with_open_weights_may_be_on_s3() -> None:
-    settings = ["teacher.store.path=s3://bucket/x", "teacher.open.model.name=m"]
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        ["teacher.open.model.name=m"],
+        ["teacher.closed.model.name=m", "teacher.closed.endpoint.base_url=http://127.0.0.1:1/v1"],
+    ],
+)
+def test_a_teacher_s_store_may_be_on_s3(teacher: list[str]) -> None:
+    settings = ["teacher.store.path=s3://bucket/x", *teacher]
     paths = RunPaths.from_config(load_config([], settings).config)
     assert str(paths.store) == "s3://bucket/x" and is_remote(paths.store)
 

@@ -261,6 +261,19 @@ def test_a_cancelled_batch_keeps_what_it_has() -> None:
     assert len(kept) + len(lost) == 10
 
 
+def test_a_slow_provider_can_be_hurried() -> None:
+    with ScriptedApi(batches=BatchScript(rows_per_second=1e-3)) as api:
+        client = _client(api)
+        file = client.files.create(file=("b.jsonl", _lines("a", "b")), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        api.desk.hurry()
+        while (batch := client.batches.retrieve(batch.id)).status != "completed":
+            time.sleep(0.01)
+        assert len(_results(client, batch.output_file_id)) == 2
+
+
 def test_it_runs_as_a_process_and_keeps_its_port() -> None:
     with ServerProcess("raystill.testing.scripted_api", ["--model", "other"]) as server:
         address = server.url

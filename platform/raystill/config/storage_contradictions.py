@@ -9,12 +9,11 @@ from raystill.config.loaded import LoadedConfig
 from raystill.errors import Problem
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_STORE = "teacher.store.path"
 
 
 def find_object_storage(loaded: LoadedConfig) -> Iterator[Problem]:
     """A run directory with an address (s3://, ...), and a store where it can't do what the run asks of it."""
-    run_dir, store = str(loaded.config.run.dir), str(loaded.config.teacher.store.path or "")
+    run_dir = str(loaded.config.run.dir)
     if _ADDRESS.match(run_dir):
         yield Problem(
             f"`run.dir` is {run_dir}: a run directory needs a filesystem with renames and locks, and object "
@@ -22,38 +21,44 @@ def find_object_storage(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("run.dir"),
             "use a local or shared directory; teacher.store.path alone may be an s3:// address",
         )
-    found = _ADDRESS.match(store)
-    if found is not None:
-        yield from _find_store_problems(loaded, store, found.group(1).lower())
+    for name in ("teacher", "grade"):
+        section = getattr(loaded.config, name)
+        place = str(section.store.path or "") if section is not None else ""
+        found = _ADDRESS.match(place)
+        if found is not None:
+            yield from _find_store_problems(loaded, name, place, found.group(1).lower())
 
 
-def _find_store_problems(loaded: LoadedConfig, store: str, protocol: str) -> Iterator[Problem]:
-    teacher = loaded.config.teacher
-    where = loaded.where(_STORE)
+def _find_store_problems(loaded: LoadedConfig, name: str, store: str, protocol: str) -> Iterator[Problem]:
+    section = getattr(loaded.config, name)
+    key = f"{name}.store.path"
+    where = loaded.where(key)
     if protocol != "s3":
         yield Problem(
-            f"`{_STORE}` is {store}: of object storage only s3:// is supported",
+            f"`{key}` is {store}: of object storage only s3:// is supported",
             where,
             "use an s3:// address (AWS_ENDPOINT_URL names another provider's endpoint), or a directory",
         )
         return
     if "@" in store.removeprefix("s3://").partition("/")[0]:
         yield Problem(
-            f"`{_STORE}` holds credentials",
+            f"`{key}` holds credentials",
             where,
             "take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
         )
-    if teacher.closed is not None:
+    if section.closed is not None and section.closed.endpoint.mode == "batch":
         yield Problem(
-            f"`{_STORE}` is {store}, and `teacher.closed` is set: an API's answers go through a journal, "
-            "which needs a filesystem",
-            where,
-            "use a local or shared directory, and copy it to the bucket when the run has ended",
+            f"`{key}` is {store}, and `{name}.closed.endpoint.mode` is batch: what is paid for and still at "
+            "the provider is written down in files that one run locks, which object storage can't",
+            loaded.where(key, f"{name}.closed.endpoint.mode"),
+            "use mode: online, or a local or shared directory, and copy it to the bucket at the end",
         )
-    if teacher.open is not None and not teacher.open.pipeline.resume:
-        yield Problem(
-            f"`{_STORE}` is {store}, and `teacher.open.pipeline.resume` is false: object storage can't set "
-            "an old store aside",
-            loaded.where(_STORE, "teacher.open.pipeline.resume"),
-            f"set `{_STORE}` to a new address",
-        )
+    for kind in ("open", "closed"):
+        source = getattr(section, kind)
+        if source is not None and not source.pipeline.resume:
+            yield Problem(
+                f"`{key}` is {store}, and `{name}.{kind}.pipeline.resume` is false: object storage can't set "
+                "an old store aside",
+                loaded.where(key, f"{name}.{kind}.pipeline.resume"),
+                f"set `{key}` to a new address",
+            )

@@ -3,6 +3,7 @@
 runs/<name>/
   prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
   teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
+  store_locks/        who writes to a store on object storage, which has no locks   (generate, grade)
   plan/               requests.parquet: what the last generate planned; may be deleted
   generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
@@ -75,6 +76,11 @@ class RunPaths:
     def request_plan(self) -> Path:
         """What the last run of generate planned, so that the next one need not render every prompt again."""
         return self.root / "plan" / "requests.parquet"
+
+    @property
+    def store_locks(self) -> Path:
+        """Locks of the writers of a store on object storage, and who this run is to it."""
+        return self.root / "store_locks"
 
     @property
     def requests(self) -> Path:

@@ -2,12 +2,13 @@
 
 An object appears whole or not at all, so publishing needs no rename; a name that may be taken once is written
 on the condition that nothing is there (If-None-Match). There are no locks: only what needs none lives here,
-see `raystill.config.storage_contradictions`. Credentials, region and endpoint come from the environment alone
+see `raystill.store.claim` and `raystill.config.storage_contradictions`. Credentials, region and endpoint come from the environment alone
 (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... or the machine's role).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,49 @@ def object_sizes(folder: Path) -> dict[str, int]:
         except FileNotFoundError:
             return {}
     return {each["name"].rpartition("/")[2]: int(each["size"]) for each in found if each["type"] == "file"}
+
+
+def read_objects(folder: Path) -> dict[str, bytes]:
+    """The content of every object directly in `folder`, by name, in the order of their names; read side by
+    side. Raises RemoteError.
+    """
+    place = cast(Any, folder)
+    names = sorted(object_sizes(folder))
+    if not names:
+        return {}
+    with remote_faults(folder):
+        found: dict[str, bytes] = place.fs.cat([(place / name).path for name in names])
+    return {path.rpartition("/")[2]: content for path, content in sorted(found.items())}
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Names of the folders directly in `folder`, sorted. Raises RemoteError."""
+    place = cast(Any, folder)
+    with remote_faults(folder):
+        try:
+            found = place.fs.ls(place.path, detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+    return sorted(
+        each["name"].rstrip("/").rpartition("/")[2] for each in found if each["type"] == "directory"
+    )
+
+
+def delete_objects(folder: Path) -> None:
+    """Delete every object directly in `folder`, the first one by name last. Raises RemoteError."""
+    place = cast(Any, folder)
+    names = sorted(object_sizes(folder))
+    with remote_faults(folder):
+        for some in (names[1:], names[:1]):
+            if some:
+                place.fs.rm([(place / name).path for name in some])
+
+
+def delete_object(path: Path) -> None:
+    """Delete one object, if it is there. Raises RemoteError."""
+    place = cast(Any, path)
+    with remote_faults(path), contextlib.suppress(FileNotFoundError):
+        place.fs.rm_file(place.path)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
-from raystill.run.publish import disk_faults, fsync_path
 from raystill.store.commit import load_commits
 from raystill.store.commit_record import CommitRecord
 from raystill.store.identity import partition_of
@@ -21,6 +20,7 @@ from raystill.store.journal_record import (
     head_facts,
     scan_segment,
 )
+from raystill.store.journal_segment import delete_segment, read_segment
 from raystill.store.reader import committed_keys, read_part
 from raystill.store.records import Reject, TeacherRow
 from raystill.store.rejects import fold_rejects
@@ -52,7 +52,7 @@ def compact_segment(store: TeacherStore, writer: PartWriter, path: Path) -> Comp
     DataError where the segment belongs to another teacher or to a newer program, EnvironmentFault for a full
     disk: the segment then stays as it is.
     """
-    raw = path.read_bytes()
+    raw = read_segment(path)
     scan = scan_segment(raw)
     _refuse_foreign(store, path, head_facts(raw, scan))
     groups: dict[tuple[int, int], dict[str, list[Frame]]] = defaultdict(dict)
@@ -97,9 +97,7 @@ def _retire(store: TeacherStore, path: Path, *, is_damaged: bool) -> Path | None
     if is_damaged:
         return move_aside(store, path)
     failpoint("journal:before_delete")
-    with disk_faults(path):
-        path.unlink(missing_ok=True)
-        fsync_path(path.parent)
+    delete_segment(path)
     return None
 
 

@@ -4,12 +4,13 @@ A writer appends to a segment of its own. One thread groups what arrives (64 row
 and flushes it once; only then is an answer called durable. A full segment is sealed and turned into parts by
 a second thread, and deleted once they verify. `raystill.store.recover` does the same for writers that died.
 Readers never look here.
+
+On object storage a group is an object, so groups are larger there, and the journal is as safe as the parts.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import queue
 import threading
 import time
@@ -18,19 +19,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from raystill.errors import DataError, EnvironmentFault, RaystillError
+from raystill.errors import DataError, EnvironmentFault, RaystillError, RemoteError
 from raystill.run.disk import require_space
 from raystill.run.failpoint import failpoint
-from raystill.run.publish import disk_faults, fsync_path, make_directory
+from raystill.run.publish import make_directory
+from raystill.run.remote import is_remote
 from raystill.store.compact import compact_segment
 from raystill.store.identity import partition_of
-from raystill.store.journal_record import encode_group, encode_head, encode_record
+from raystill.store.journal_record import encode_group, encode_record
+from raystill.store.journal_segment import Segment, open_segment
 from raystill.store.records import Reject, TeacherRow
 from raystill.store.selfcheck import check_rows
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
 
 _RETRY_SECONDS = 0.5
+_GROUP_ROWS, _GROUP_SECONDS = 64, 0.25
+# A request to object storage takes tens of milliseconds and is paid for.
+_REMOTE_GROUP_ROWS, _REMOTE_GROUP_SECONDS = 256, 1.0
 # Appended rows that wait for the flush: enough for 16 groups, so memory is bounded and a slow disk is felt.
 _WAITING_GROUPS = 16
 
@@ -48,28 +54,32 @@ class JournalWriter:
     """Makes single answers durable as they arrive. One per process; close it, or use it as a context manager.
 
     `group_rows` and `group_seconds` bound what a crash can lose; `segment_bytes` bounds memory while a
-    segment becomes parts; a full disk is waited for `full_disk_seconds`, in which `append` blocks. Full means
-    that a group and the parts that its segment becomes would not fit.
+    segment becomes parts; a full disk, or object storage that refuses, is waited for `full_disk_seconds`, in
+    which `append` blocks. Full means that a group and the parts that its segment becomes would not fit.
     """
 
     def __init__(
         self,
         store: TeacherStore,
         *,
-        group_rows: int = 64,
-        group_seconds: float = 0.25,
+        group_rows: int | None = None,
+        group_seconds: float | None = None,
         segment_bytes: int = 16 << 20,
         full_disk_seconds: float = 60.0,
     ) -> None:
         self._store = store
-        self._group_rows, self._group_seconds = group_rows, group_seconds
+        remote = self._is_remote = is_remote(store.path)
+        self._group_rows = group_rows or (_REMOTE_GROUP_ROWS if remote else _GROUP_ROWS)
+        self._group_seconds = group_seconds or (_REMOTE_GROUP_SECONDS if remote else _GROUP_SECONDS)
         self._segment_bytes, self._full_disk_seconds = segment_bytes, full_disk_seconds
         self._parts = PartWriter(store)
         make_directory(store.layout.journals)
-        self._queue: queue.Queue[_Waiting | Future[None] | None] = queue.Queue(_WAITING_GROUPS * group_rows)
+        self._queue: queue.Queue[_Waiting | Future[None] | None] = queue.Queue(
+            _WAITING_GROUPS * self._group_rows
+        )
         self._compactor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-compact")
         self._compactions: list[Future[None]] = []
-        self._segment: _Segment | None = None
+        self._segment: Segment | None = None
         self._fault: RaystillError | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -175,8 +185,8 @@ class JournalWriter:
             try:
                 self._write(raw)
                 return None
-            except EnvironmentFault as fault:
-                if not _is_full_disk(fault) or time.monotonic() > give_up:
+            except (EnvironmentFault, RemoteError) as fault:
+                if not _may_pass(fault) or time.monotonic() > give_up:
                     self._fault = fault
                 else:
                     time.sleep(_RETRY_SECONDS)
@@ -184,10 +194,10 @@ class JournalWriter:
 
     def _write(self, raw: bytes) -> None:
         written = self._segment.size if self._segment is not None else 0
-        require_space(self._store.layout.journals, 2 * len(raw) + written)
+        if not self._is_remote:
+            require_space(self._store.layout.journals, 2 * len(raw) + written)
         if self._segment is None:
-            path = self._store.layout.journal(self._parts.next_stem())
-            self._segment = _Segment(path, encode_head(self._store.identity.teacher_id))
+            self._segment = open_segment(self._store, self._parts.next_stem())
         self._segment.append(raw)
 
     def _seal(self) -> None:
@@ -215,45 +225,10 @@ class JournalWriter:
                 raise error
 
 
-class _Segment:
-    """One open file. `size` bytes of it are durable."""
-
-    def __init__(self, path: Path, head: bytes) -> None:
-        self.path = path
-        self.size = 0
-        with disk_faults(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            fsync_path(path.parent)
-        self._head = head
-
-    def append(self, raw: bytes) -> None:
-        """Write and flush. Raises EnvironmentFault; the file then ends where it was durable."""
-        raw = raw if self.size else self._head + raw
-        with disk_faults(self.path):
-            try:
-                _write_all(self._descriptor, raw, self.size)
-                failpoint("journal:written")
-            except OSError:
-                os.ftruncate(self._descriptor, self.size)
-                raise
-            # Never tried twice: after a failed fsync nobody knows what is on the disk.
-            os.fsync(self._descriptor)
-        self.size += len(raw)
-        failpoint("journal:synced")
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
-def _write_all(descriptor: int, raw: bytes, offset: int) -> None:
-    view = memoryview(raw)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _is_full_disk(fault: EnvironmentFault) -> bool:
+def _may_pass(fault: RaystillError) -> bool:
+    """Whether waiting may help: a full disk, and object storage out of reach."""
+    if isinstance(fault, RemoteError):
+        return True
     cause = fault.__cause__
     return isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
 

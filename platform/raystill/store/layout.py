@@ -12,6 +12,7 @@
       journals/<stem>.journal                        answers of APIs that no part holds yet
       journals/recovery.lock                         held while journals of dead writers become parts
       writers/<writer>.lock                          held while that writer's process lives
+      ledger/                                        what may be billed for requests without an answer
       batches/                                       what is asked for through the Batch API
       quarantine/                                    damaged parts and their commits, moved aside
 
@@ -20,6 +21,9 @@ A commit is one line of JSON (what the part holds, its sha256, the commit's own)
 An index is one line of JSON (the names and sizes of the commits, a sha256) and then those commits unchanged;
 the commits themselves decide, and one that an index lacks is read from its own file. A commit may retire
 others, which then count as deleted, wherever they still are.
+
+On object storage a journal is a folder of objects, one per flushed group, and writers' locks are files in the
+directory of the run that owns the store (owner.json says which); see `raystill.store.claim`.
 
 Format 1 had commits in JSON with all keys as text, partitions by remainder and no journals.
 
@@ -49,9 +53,10 @@ _WRITER_IN_NAME = re.compile(r"-([0-9]+\.[0-9a-f]{12})-[0-9]{6,}\.(?:parquet|com
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """Paths of the store at `root`."""
+    """Paths of the store at `root`; locks are in `locks` where `root` has none (object storage)."""
 
     root: Path
+    locks: Path | None = None
 
     @property
     def store_json(self) -> Path:
@@ -63,7 +68,12 @@ class StoreLayout:
 
     @property
     def writers(self) -> Path:
-        return self.root / "writers"
+        return (self.locks or self.root) / "writers"
+
+    @property
+    def owner_json(self) -> Path:
+        """Which run may write journals, on object storage."""
+        return self.root / "owner.json"
 
     @property
     def quarantine(self) -> Path:
@@ -104,7 +114,12 @@ class StoreLayout:
 
     @property
     def recovery_lock(self) -> Path:
-        return self.journals / "recovery.lock"
+        return (self.locks or self.journals) / "recovery.lock"
+
+    @property
+    def ledger(self) -> Path:
+        """What may be billed, and what probes cost."""
+        return self.root / "ledger"
 
     @property
     def batches(self) -> Path:

@@ -11,6 +11,7 @@ from raystill.run.publish import make_directory
 from raystill.run.remote import is_remote
 from raystill.store.commit_index import refresh_indexes
 from raystill.store.compact import compact_segment
+from raystill.store.journal_segment import list_segments
 from raystill.store.layout import writer_of
 from raystill.store.repair import is_dead_writer, sweep_dead_writers
 from raystill.store.store import TeacherStore
@@ -40,7 +41,7 @@ def recover_journals(store: TeacherStore) -> Recovery:
     segments = dead_journals(store)
     if not segments:
         return Recovery(0, 0, 0, (), ())
-    make_directory(store.layout.journals)
+    make_directory(store.layout.recovery_lock.parent)
     with FileLock(store.layout.recovery_lock):
         segments = dead_journals(store)  # another process may have recovered some while this one waited
         with PartWriter(store) as writer:
@@ -64,10 +65,13 @@ def prepare_store(store: TeacherStore) -> Recovery:
 
 
 def dead_journals(store: TeacherStore) -> list[Path]:
-    """Segments whose writer's process has ended, oldest first. There are none on object storage."""
-    if is_remote(store.path):
+    """Segments whose writer's process has ended, oldest first.
+
+    On object storage only the run that owns the store can tell, see `raystill.store.claim`.
+    """
+    if is_remote(store.path) and store.locks is None:
         return []
-    paths = sorted(store.layout.journals.glob("[!.]*.journal")) if store.layout.journals.is_dir() else []
+    paths = list_segments(store)
     writers = {writer: None for path in paths if (writer := writer_of(path.name)) is not None}
     dead = {writer for writer in writers if is_dead_writer(store, writer)}
     return [path for path in paths if writer_of(path.name) in dead]

@@ -11,6 +11,7 @@ from raystill.errors import DataError
 from raystill.run.publish import fsync_path, make_directory
 from raystill.run.remote import is_remote, move_object
 from raystill.store.commit_record import list_commit_paths, load_commit
+from raystill.store.journal_segment import move_segment_objects
 from raystill.store.layout import writer_of
 from raystill.store.store import TeacherStore
 from raystill.store.verify import Damage, VerifyReport, list_uncommitted
@@ -40,7 +41,10 @@ def sweep_dead_writers(store: TeacherStore) -> list[Path]:
     Safe beside living writers: each holds its lock, and what it writes is left alone.
     """
     if is_remote(store.path):
-        return []  # nothing tells a dead writer there, and no reader sees what it left
+        for path in store.layout.writers.glob("*.lock") if store.locks is not None else ():
+            if is_dead_writer(store, path.stem):
+                path.unlink(missing_ok=True)
+        return []  # what dead writers left there no reader sees
     candidates = {path: writer_of(path.name) for path in list_uncommitted(store)}
     writers = {path.stem for path in store.layout.writers.glob("*.lock")} | set(candidates.values())
     dead = {writer for writer in writers if writer is not None and is_dead_writer(store, writer)}
@@ -73,7 +77,10 @@ def move_aside(store: TeacherStore, path: Path) -> Path | None:
         return None
     place = store.layout.quarantine / path.relative_to(store.path)
     if is_remote(path):
-        move_object(path, place)
+        if path.is_dir():  # a segment of the journal
+            move_segment_objects(path, place)
+        else:
+            move_object(path, place)
         return place
     make_directory(place.parent)
     os.replace(path, place)

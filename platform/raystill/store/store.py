@@ -23,16 +23,20 @@ from raystill.store.records import FORMAT_VERSION
 
 @dataclass(frozen=True)
 class TeacherStore:
-    """An open store. Cheap to build and to send to other processes: it holds no file open."""
+    """An open store. Cheap to build and to send to other processes: it holds no file open.
+
+    `locks` is where the writers of a store on object storage hold their locks, if they need any.
+    """
 
     path: Path
     identity: StoreIdentity
     num_partitions: int
+    locks: Path | None = None
 
     @property
     def layout(self) -> StoreLayout:
         """Paths inside the store."""
-        return StoreLayout(self.path)
+        return StoreLayout(self.path, self.locks)
 
 
 def open_store(

@@ -68,8 +68,8 @@ class PartWriter:
     """Commits parts to a store. One per process or actor; close it, or use it as a context manager.
 
     Its name is unique, and its lock file is held while its process lives, so that what a dead writer left
-    behind can be told from what a living one is writing; on object storage there is neither lock nor repack.
-    Raises EnvironmentFault while the store is repacked.
+    behind can be told from what a living one is writing. On object storage there is no repack, and a lock
+    only where the store has a place for it. Raises EnvironmentFault while the store is repacked.
     """
 
     def __init__(self, store: TeacherStore) -> None:
@@ -77,7 +77,8 @@ class PartWriter:
         self._name = f"{os.getpid()}.{secrets.token_hex(6)}"
         self._sequence = itertools.count(1)
         self._is_open = True
-        self._lock = None if is_remote(store.path) else _lock_name(store, self._name)
+        has_locks = not is_remote(store.path) or store.locks is not None
+        self._lock = _lock_name(store, self._name) if has_locks else None
         if is_being_repacked(store):
             self.close()
             raise EnvironmentFault(

@@ -111,7 +111,9 @@ def _generate_closed(context: StageContext) -> StageResult:
     from raystill.teacher.api.plan import plan_api_requests
 
     endpoint = identify_endpoint(context.config)
-    store = open_stage_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
+    store = open_stage_store(
+        context, endpoint.identity, resumes=endpoint.closed.pipeline.resume, has_journal=True
+    )
     # First: what a killed run has paid for is neither asked again nor left out of its cost.
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
@@ -216,9 +218,15 @@ def preflight_generate(config: Config, paths: RunPaths) -> None:
         preflight(config, resolve_engine(config))
 
 
-def open_stage_store(context: StageContext, identity: StoreIdentity, *, resumes: bool) -> TeacherStore:
-    """The run's store; unless it `resumes`, a new one, once per stage output: the old one is set aside."""
+def open_stage_store(
+    context: StageContext, identity: StoreIdentity, *, resumes: bool, has_journal: bool = False
+) -> TeacherStore:
+    """The run's store; unless it `resumes`, a new one, once per stage output: the old one is set aside.
+
+    `has_journal` says that answers of an API go into it: on object storage the run then owns it.
+    """
     from raystill.run.publish import write_json
+    from raystill.store.claim import claim_store
     from raystill.store.store import open_store, start_new
 
     path = context.paths.store.resolve()
@@ -229,7 +237,7 @@ def open_stage_store(context: StageContext, identity: StoreIdentity, *, resumes:
     store = open_store(path, identity, context.config.teacher.store.num_partitions)
     if not resumes:
         write_json(_marker(context), {"store": str(context.paths.store)})
-    return store
+    return claim_store(store, context.paths.store_locks) if has_journal else store
 
 
 def _began_here(context: StageContext) -> bool:

@@ -148,7 +148,9 @@ def _ask_endpoint(
     from raystill.teacher.generate_stage import open_stage_store
 
     endpoint = identify_endpoint(judge.config)
-    store = open_stage_store(judge, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
+    store = open_stage_store(
+        judge, endpoint.identity, resumes=endpoint.closed.pipeline.resume, has_journal=True
+    )
     prepare_store(store)
     plan, estimate = plan_api_requests(endpoint, store, questions, judge.output / "requests.parquet", scratch)
     _emit_plan(judge, plan)

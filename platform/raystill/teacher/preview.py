@@ -136,7 +136,9 @@ def _preview_closed(context: StageContext, number: int, scratch: Path) -> _Asked
     from raystill.teacher.generate_stage import open_stage_store
 
     endpoint = identify_endpoint(context.config)
-    store = open_stage_store(context, endpoint.identity, resumes=endpoint.closed.pipeline.resume)
+    store = open_stage_store(
+        context, endpoint.identity, resumes=endpoint.closed.pipeline.resume, has_journal=True
+    )
     prepare_store(store)
     plan, estimate = plan_api_requests(
         endpoint, store, context.paths.prompt_table, context.paths.request_plan, scratch

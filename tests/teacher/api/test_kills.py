@@ -18,10 +18,16 @@ import psutil
 import pytest
 
 from raystill.config.schema import Config
+from raystill.errors import EnvironmentFault
 from raystill.run.paths import RunPaths
+from raystill.store.claim import claim_store
 from raystill.store.reader import load_rows
 from raystill.store.recover import dead_journals, recover_journals
 from raystill.store.store import load_store
+from raystill.store.verify import verify_store
+from raystill.teacher.api.ledger import RiskEntry, RiskLedger, load_spending
+from raystill.teacher.batch_api.overview import list_live_batches
+from raystill.testing.object_storage import object_storage
 from raystill.testing.scripted_answer import answers_messages
 from raystill.testing.scripted_api import ScriptedApi
 from raystill.testing.scripted_chat import Capabilities, Latency
@@ -31,7 +37,7 @@ DRIVER = Path(__file__).resolve().parents[1] / "killed_driver.py"
 KEY = "canary-7f3a9b-key"
 IN_FLIGHT = 8
 # Answered and not yet durable: a group of the journal, and what waits for the loop.
-UNSYNCED = 64
+UNSYNCED, UNSYNCED_ON_S3 = 64, 256
 
 
 def spawn(config: Config, log: Path) -> subprocess.Popen[bytes]:
@@ -110,3 +116,45 @@ def test_kills_cost_what_was_in_flight_and_the_key_is_written_nowhere(
     for path in [log, *tmp_path.rglob("*")]:
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_on_object_storage_a_killed_worker_loses_nothing_either(
+    tmp_path: Path, save_prompt_table: Callable[..., RunPaths]
+) -> None:
+    log, number = tmp_path / "driver.log", 200
+    with object_storage() as bucket, ScriptedApi(latency=Latency(0.25)) as api:
+        config = Config.model_validate(
+            {
+                "run": {"dir": str(tmp_path / "runs"), "name": "remote"},
+                "teacher": {
+                    "closed": {
+                        "model": {"name": "scripted"},
+                        "endpoint": {"base_url": api.base_url, "api_key_env": None},
+                        "pipeline": {"batch_size": IN_FLIGHT, "max_new_tokens": 40},
+                        "prices": {"prompt": 1.0, "completion": 2.0},
+                    },
+                    "store": {"path": f"{bucket}/killed", "num_partitions": 2},
+                },
+            }
+        )
+        paths = save_prompt_table(config, number)
+        driver = spawn(config, log)
+        wait_for_answers(api, 60, driver, log)
+        find_worker(driver).kill()
+        store = load_store(paths.store)
+        with pytest.raises(EnvironmentFault, match="another run's answers"):
+            claim_store(store, tmp_path / "other_run")
+        assert driver.wait(timeout=600) == 0, log.read_text()[-3000:]
+        rows = load_rows(store)
+        assert len({row.key for row in rows}) == len(rows) == number
+        assert all(answers_messages(json.loads(row.messages), row.completion) for row in rows)
+        assert api.counts.requests <= number + 10 + IN_FLIGHT + UNSYNCED_ON_S3
+        assert verify_store(store.path).num_duplicates == 0
+        before = load_spending(store)
+        assert before.rows_usd == pytest.approx(sum(row.cost_usd for row in rows)) and before.probes_usd > 0.0
+        RiskLedger(store).append([RiskEntry("0" * 32, "timeout", 0.5), RiskEntry("1" * 32, "reset", 0.25)])
+        assert load_spending(store).at_risk_usd == before.at_risk_usd + 0.75
+        # Nothing is left on this machine, and nobody owns the store any longer.
+        assert not store.layout.owner_json.exists() and not store.layout.journals.exists()
+        assert list_live_batches(store.path) == []
+        claim_store(store, tmp_path / "other_run")

@@ -8,6 +8,7 @@ from typing import Any
 
 from raystill.errors import ConfigError
 from raystill.run.stage import StageContext
+from raystill.store.claim import release_store
 from raystill.store.recover import recover_journals
 from raystill.store.store import TeacherStore
 from raystill.teacher.api.budget import Prices
@@ -68,6 +69,7 @@ def ask_endpoint(
     if not is_batch:
         require_no_live_batches(store)
     if not plan.shards and not (is_batch and has_live_batches(store)):
+        release_store(store)
         return ApiRun(Progress(0), spending)
     require_budget(endpoint, estimate)
     known = asyncio.run(meet_endpoint(endpoint, context.output, store, spending))
@@ -80,6 +82,7 @@ def ask_endpoint(
     progress = run_clients(plan.shards, _blueprint(endpoint, known, spending), store, work, context.events)
     # What a worker left behind that died after its last shard.
     recover_journals(store)
+    release_store(store)
     return ApiRun(progress, load_spending(store))
 
 

@@ -2,7 +2,8 @@
 
 Costs of rows and rejects stand in the store's commits. Requests that ended without an answer (a timeout, a
 connection that broke) are written here: JSON lines under the store, one file per process, appended and
-fsynced. So a budget holds over the store's life, and a kill loses no count.
+fsynced; on object storage one object per entry or burst of entries. So a budget holds over the store's life,
+and a kill loses no count.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
 from raystill.run.publish import disk_faults, fsync_path, make_directory
+from raystill.run.remote import is_remote, put_object, read_objects
 from raystill.store.commit import load_commits
 from raystill.store.store import TeacherStore
 
@@ -52,21 +54,31 @@ class RiskLedger:
     """Appends entries; one per process and thread. Opens its file with the first entry."""
 
     def __init__(self, store: TeacherStore) -> None:
-        self._path = ledger_directory(store) / f"{os.getpid()}.{secrets.token_hex(6)}.jsonl"
+        self._directory = ledger_directory(store)
+        self._path = self._directory / self._new_name()
         self._stream: TextIO | None = None
 
     def append(self, entries: Sequence[RiskEntry]) -> None:
-        """Append `entries` durably. Raises EnvironmentFault for a full disk."""
+        """Append `entries` durably. Raises EnvironmentFault for a full disk, RemoteError where object storage
+        refuses.
+        """
         if not entries:
+            return
+        text = "".join(json.dumps(asdict(entry)) + "\n" for entry in entries)
+        if is_remote(self._directory):
+            put_object(self._directory / self._new_name(), text.encode("utf-8"), if_absent=True)
             return
         with disk_faults(self._path):
             if self._stream is None:
                 make_directory(self._path.parent)
                 self._stream = self._path.open("a", encoding="utf-8")
                 fsync_path(self._path.parent)
-            self._stream.write("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+            self._stream.write(text)
             self._stream.flush()
             os.fsync(self._stream.fileno())
+
+    def _new_name(self) -> str:
+        return f"{os.getpid()}.{secrets.token_hex(6)}.jsonl"
 
     def close(self) -> None:
         """Close the file."""
@@ -77,7 +89,7 @@ class RiskLedger:
 
 def ledger_directory(store: TeacherStore) -> Path:
     """Where a store's ledger files are."""
-    return store.layout.root / "ledger"
+    return store.layout.ledger
 
 
 def load_spending(store: TeacherStore) -> Spending:
@@ -102,10 +114,18 @@ def load_spending(store: TeacherStore) -> Spending:
 def load_risks(store: TeacherStore) -> list[RiskEntry]:
     """Every entry of the store's ledger; the torn last line of a killed process is left out."""
     entries = []
-    for path in sorted(ledger_directory(store).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for text in _iter_files(ledger_directory(store)):
+        for line in text.splitlines():
             try:
                 entries.append(RiskEntry(**json.loads(line)))
             except (ValueError, TypeError):
                 continue
     return entries
+
+
+def _iter_files(directory: Path) -> Iterator[str]:
+    if is_remote(directory):
+        yield from (content.decode("utf-8", "replace") for content in read_objects(directory).values())
+        return
+    for path in sorted(directory.glob("*.jsonl")):
+        yield path.read_text(encoding="utf-8")
