@@ -2,8 +2,8 @@
 
 An object appears whole or not at all, so publishing needs no rename; a name that may be taken once is written
 on the condition that nothing is there (If-None-Match). There are no locks: only what needs none lives here,
-see `raystill.store.claim` and `raystill.config.storage_contradictions`. Credentials, region and endpoint come from the environment alone
-(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... or the machine's role).
+see `raystill.store.claim` and `raystill.config.storage_contradictions`. Credentials, region and endpoint come
+from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... or the machine's role).
 """
 
 from __future__ import annotations
