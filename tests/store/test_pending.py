@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from raystill.errors import DataError
 from raystill.store.commit_index import load_index, refresh_indexes
 from raystill.store.identity import partition_of
 from raystill.store.keys import Keys, KeySet, first_occurrences, pack_keys, unpack_keys
+from raystill.store.known_keys import KnownKeys
 from raystill.store.pending import count_requests, iter_pending
 from raystill.store.reader import committed_keys, iter_tables, load_rows
 from raystill.store.rejects import load_rejects, release_rejects
+from raystill.store.requested_keys import RequestedKeys
 from raystill.store.requests import Request, RequestTableWriter, load_request_keys, save_requests
 from raystill.store.store import TeacherStore
 from raystill.store.writer import PartWriter
@@ -131,3 +134,31 @@ def test_partition_edges_agree_with_partition_of(num_partitions: int) -> None:
     for partition in {partition_of(name, num_partitions) for name in names}:
         own = names[edges[partition] : edges[partition + 1]]
         assert own == [name for name in names if partition_of(name, num_partitions) == partition]
+
+
+def test_requested_keys_are_a_set_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    save_requests(path, requests(range(40)))
+    named = {request.key for request in requests(range(40))}
+    keys = RequestedKeys(path, 3)
+    assert (len(keys), set(keys)) == (40, named)
+    others = {make_row(index).key for index in range(30, 60)}
+    assert others & keys == keys & others == others & named
+    assert make_row(0).key in keys and make_row(50).key not in keys
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=25), max_size=8), st.integers(1, 5))
+@settings(deadline=None, max_examples=8)
+def test_known_keys_are_new_once(batches: list[list[int]], num_partitions: int) -> None:
+    with TemporaryDirectory() as directory:
+        store = build_store(
+            Path(directory) / "store", [make_row(index) for index in range(9)], num_partitions=num_partitions
+        )
+        known, seen = KnownKeys(store), {make_row(index).key for index in range(9)}
+        for batch in batches:
+            names = [make_row(index).key for index in batch]
+            expected = []
+            for name in names:
+                expected.append(name not in seen)
+                seen.add(name)
+            assert known.add_new(names).tolist() == expected

@@ -109,6 +109,11 @@ class KeySet:
         """The union of packed keys."""
         return cls(Keys.from_packed(*packed))
 
+    def keys(self) -> Keys:
+        """The keys, in the order of their first 48 bits."""
+        high_N = (self._mixed_N & ~_LAST_BITS) | ((self._mixed_N - self._low_N) & _LAST_BITS)
+        return Keys(high_N, self._low_N)
+
     def union(self, other: KeySet) -> KeySet:
         """The keys of both."""
         mixed_N = np.concatenate([self._mixed_N, other._mixed_N])

@@ -35,15 +35,6 @@ class KnownKeys:
             _add(levels, KeySet(keys.take(rows[is_new[rows]])))
         return is_new
 
-    def are_stored(self, names: Sequence[str]) -> BoolArray:
-        """Which of `names` are known, without adding any."""
-        keys = Keys.from_names(names)
-        found = np.zeros(len(keys), np.bool_)
-        for partition, rows in self._by_partition(keys):
-            for known in self._levels_of(partition):
-                found[rows] |= known.contains(keys.take(rows))
-        return found
-
     def _levels_of(self, partition: int) -> list[KeySet]:
         if partition not in self._levels:
             self._levels[partition] = [stored_keys(self._store, partition, self._kind)]

@@ -16,6 +16,7 @@ from typing import Any
 
 from raystill.config.schema import Config
 from raystill.errors import DataError
+from raystill.store.keys import Keys
 from raystill.store.reader import iter_tables, keys_to_score, unscored_keys
 from raystill.store.records import Reject
 from raystill.store.scorer import record_scorer
@@ -63,28 +64,32 @@ def plan_scores(
     `identify` is called only where there is something to score; its teacher becomes the store's scorer. Rows
     that its template refuses are committed as rejects. `only_texts` leaves out rows in the scorer's own
     tokens, and wants one logprob at least: the others get ids by it. Raises what `record_scorer` raises, and
-    DataError where signals of other tokens are stored already.
+    DataError where signals of other tokens are stored already. Memory: 16 bytes per row, and one partition's
+    keys.
     """
     num_logprobs = max(config.teacher.signals.num_logprobs, 1 if only_texts else 0)
     pending = {
-        partition: keys_to_score(store, partition, num_logprobs) & keys
+        partition: Keys.from_names(keys_to_score(store, partition, num_logprobs) & keys)
         for partition in range(store.num_partitions)
     }
-    if not any(pending.values()):
+    if not any(map(len, pending.values())):
         return ScorePlan()
     scorer = identify()
     own_tokens = scorer.identity.tokenizer_sha256 == store.identity.tokenizer_sha256
     if not own_tokens:
         _require_no_signals(store, scorer)
     elif only_texts:
-        pending = {partition: _texts(store, partition, wanted) for partition, wanted in pending.items()}
-        if not any(pending.values()):
+        pending = {
+            partition: Keys.from_names(_texts(store, partition, set(wanted.names())))
+            for partition, wanted in pending.items()
+        }
+        if not any(map(len, pending.values())):
             return ScorePlan()
     record_scorer(store, scorer.identity)
     rows = _Rows(scorer, store, ShardWriter(scratch, "score", store.num_partitions), own_tokens)
     for partition, wanted in pending.items():
-        if wanted:
-            rows.add_partition(partition, wanted)
+        if len(wanted):
+            rows.add_partition(partition, set(wanted.names()))
     rows.commit_rejects()
     size = shard_rows(config.teacher.store.rows_per_part, rows.count, engine_range(config.teacher.vllm)[1])
     shards = tuple(

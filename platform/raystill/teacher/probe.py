@@ -7,7 +7,8 @@ The difference is what a stored logprob is worth: losses that are fitted below i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ _LOGPROBS = pa.schema([pa.field("key", pa.string()), pa.field("logprobs", pa.lis
 
 
 def probe_engines(
-    teacher: KnownTeacher, store: TeacherStore, keys: frozenset[str], num_rows: int, scratch: Path
+    teacher: KnownTeacher, store: TeacherStore, keys: Set[str], num_rows: int, scratch: Path
 ) -> dict[str, Any]:
     """Score `num_rows` rows of `keys` with the run's engine and with transformers (vLLM, if that is the run's
     own), one after the other. Ray must be running.
@@ -71,9 +72,9 @@ def score_file(block: pa.Table, blueprint: EngineBlueprint, path: str) -> Iterat
     yield pa.table(columns, schema=_LOGPROBS)
 
 
-def _choose_rows(store: TeacherStore, keys: frozenset[str], num_rows: int, own_tokens: bool) -> pa.Table:
+def _choose_rows(store: TeacherStore, keys: Set[str], num_rows: int, own_tokens: bool) -> pa.Table:
     """Keys are hashes, so the first of them are a random sample that is the same every time."""
-    chosen = frozenset(sorted(keys)[: 2 * num_rows])  # some may be rejects, or have no tokens
+    chosen = frozenset(heapq.nsmallest(2 * num_rows, keys))  # some may be rejects, or have no tokens
     rows = [
         {name: row[name] for name in _ROWS.names}
         for partition in sorted({partition_of(key, store.num_partitions) for key in chosen})

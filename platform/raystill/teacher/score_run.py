@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +18,7 @@ from raystill.teacher.tier_work import TierWork, lack_tier, plan_tier, tier_blue
 class ScoreRun:
     """Scores rows of `keys`, and counts what became of them. Ray must be running."""
 
-    def __init__(
-        self, context: StageContext, store: TeacherStore, keys: frozenset[str], scratch: Path
-    ) -> None:
+    def __init__(self, context: StageContext, store: TeacherStore, keys: Set[str], scratch: Path) -> None:
         self.rows = self.rejected = self.tokenised = self.tokens = 0
         self.rate = 0.0
         self._context = context

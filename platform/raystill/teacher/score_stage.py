@@ -9,6 +9,7 @@ from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
+    from collections.abc import Set
     from pathlib import Path
 
     from raystill.store.store import TeacherStore
@@ -37,7 +38,7 @@ def run_score(context: StageContext) -> StageResult:
     from raystill.run.scratch import scratch_directory
     from raystill.store.content import content_digest
     from raystill.store.recover import prepare_store
-    from raystill.store.requests import load_request_keys
+    from raystill.store.requested_keys import RequestedKeys
     from raystill.store.store import load_store
     from raystill.teacher.score_run import ScoreRun
     from raystill.teacher.tier_work import tier_work
@@ -47,7 +48,7 @@ def run_score(context: StageContext) -> StageResult:
     store = load_store(context.paths.store.resolve())
     prepare_store(store)
     with scratch_directory(context.output) as scratch:
-        keys = load_request_keys(context.paths.requests)
+        keys = RequestedKeys(context.paths.requests, store.num_partitions)
         done = ScoreRun(context, store, keys, scratch)
         if tier is None:
             done.score()
@@ -62,7 +63,7 @@ def run_score(context: StageContext) -> StageResult:
 
 
 def _probe(
-    context: StageContext, store: TeacherStore, keys: frozenset[str], scratch: Path
+    context: StageContext, store: TeacherStore, keys: Set[str], scratch: Path
 ) -> dict[str, Any] | None:
     num_rows = context.config.teacher.signals.probe_rows
     if num_rows == 0:
