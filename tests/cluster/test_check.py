@@ -15,6 +15,8 @@ from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.pipeline import plan_run
+from raystill.testing.scripted_api import ScriptedApi
+from raystill.testing.scripted_chat import Capabilities
 
 DEMO = Path(__file__).resolve().parents[2] / "platform" / "raystill" / "demo"
 
@@ -24,7 +26,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chec
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    def run(**sections: Any) -> CheckResult:
+    def run(asks_endpoints: bool = False, **sections: Any) -> CheckResult:
         values: dict[str, Any] = {
             "run": {"name": "r", "dir": str(tmp_path / "runs")},
             "device": {"type": "cpu"},
@@ -40,7 +42,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chec
             "training": {"checkpoint_cleanup": {"min_free_space_gb": 0.1}},
         }  # fmt: skip
         config = Config.model_validate(values | sections)
-        return run_check(config, plan_run(LoadedConfig(config)))
+        return run_check(config, plan_run(LoadedConfig(config)), asks_endpoints=asks_endpoints)
 
     return run
 
@@ -78,6 +80,48 @@ def test_a_defect_is_found_with_its_repair(
     assert result.exit_code == code, result.findings
     found = next(f for f in result.findings if f.level == "error" and message in f.what + f.where + f.fix)
     assert found.fix
+
+
+def said(result: CheckResult, area: str, level: str = "ok") -> str:
+    return " | ".join(f.what for f in result.findings if (f.area, f.level) == (area, level))
+
+
+def closed(api: ScriptedApi, **more: Any) -> dict[str, Any]:
+    endpoint = {"base_url": api.base_url, "api_key_env": None, "request_timeout_s": 60}
+    prices = {"prompt": 1.0, "completion": 2.0}
+    return {"model": {"name": "scripted"}, "endpoint": endpoint, "prices": prices, **more}
+
+
+def test_what_endpoints_can_do_is_asked_only_when_that_is_wanted(check: Callable[..., CheckResult]) -> None:
+    with ScriptedApi(capabilities=Capabilities(max_top_logprobs=5)) as api:
+        sections = {
+            "teacher": {
+                "closed": closed(api, model={"name": "scripted", "tokenizer": str(DEMO / "teacher")})
+            },
+            "grade": {"closed": closed(api)},
+        }
+        silent = check(**sections)
+        assert api.counts.requests == 0
+        for area in ("endpoint", "judge"):
+            assert "not asked" in said(silent, area) and "--probe" in said(silent, area)
+            assert "at most 17 small requests, at most $0.0" in said(silent, area)
+        asked = check(asks_endpoints=True, **sections)
+        assert 0 < api.counts.requests <= 2 * 17
+    found = said(asked, "endpoint")
+    assert "a seed" in found and "JSON Schemas" in found and "several answers per request (n)" in found
+    assert "top 5 logprobs of 20 wanted" in found and "requests, $0.0" in found
+    assert "at most 5 logprobs per token" in said(asked, "endpoint", "warning")
+    assert "JSON Schemas" in said(asked, "judge")
+
+
+def test_a_judge_that_cannot_be_forced_and_one_that_is_not_there(check: Callable[..., CheckResult]) -> None:
+    with ScriptedApi(capabilities=Capabilities(has_json_schema=False)) as api:
+        judge = closed(api)
+        result = check(asks_endpoints=True, grade={"closed": judge, "structured": True})
+    assert "JSON Schema" in said(result, "judge", "warning")
+    assert "not JSON Schemas" in said(result, "judge")
+    gone = check(grade={"closed": judge})
+    assert "nobody answers" in said(gone, "judge", "error") and gone.exit_code == 5
 
 
 def test_the_exit_code_is_that_of_what_stands_first_in_the_way() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -20,8 +20,18 @@ _SHADES = ("on grey15", "on grey23")
 _MOST_TOKENS = 400
 
 
+Probe = Annotated[
+    bool,
+    typer.Option("--probe", help="Ask endpoints what they can do: about ten small requests each, billed."),
+]
+
+
 def check(
-    config: ConfigFiles = None, overrides: Overrides = None, as_json: Json = False, debug: Debug = False
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    probe: Probe = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Check machine, cluster, data, templates and teacher before a run; each finding comes with its fix.
 
@@ -32,7 +42,7 @@ def check(
     from raystill.cluster.check import run_check
     from raystill.pipeline import plan_run
 
-    result = run_check(loaded.config, plan_run(loaded))
+    result = run_check(loaded.config, plan_run(loaded), asks_endpoints=probe)
     if as_json:
         print_json(result.to_json())
     else:

@@ -13,6 +13,7 @@ from raystill.cluster.check_data import (
     check_teacher,
     view_example,
 )
+from raystill.cluster.check_endpoint import check_judge, check_teacher_endpoint
 from raystill.cluster.check_environment import check_environment
 from raystill.cluster.findings import Finding, Findings
 from raystill.cluster.plan import Plan
@@ -37,10 +38,11 @@ class CheckResult:
         }
 
 
-def run_check(config: Config, plan: Plan) -> CheckResult:
+def run_check(config: Config, plan: Plan, *, asks_endpoints: bool = False) -> CheckResult:
     """Check machine, cluster, data and models for `config`; `plan` says what the run would need.
 
-    Writes nothing and asks no teacher. Joins the cluster where one is configured, and leaves it again.
+    Joins the cluster where one is configured, and leaves it again. Asks no teacher and writes nothing, unless
+    with `asks_endpoints`: a few billed requests, which count in the budget of a store that there is.
     """
     findings = Findings()
     for problem in plan.blockers:
@@ -50,8 +52,14 @@ def run_check(config: Config, plan: Plan) -> CheckResult:
     check_environment(config, plan, findings)
     prompts = check_data(config, findings)
     teacher = student = example = None
-    with findings.catching("templates" if config.teacher.closed is None else "endpoint"):
-        teacher = check_teacher(config, findings)
+    if config.teacher.closed is not None:
+        with findings.catching("endpoint"):
+            teacher = check_teacher_endpoint(config, findings, asks=asks_endpoints)
+    else:
+        with findings.catching("templates"):
+            teacher = check_teacher(config, findings)
+    with findings.catching("judge"):
+        check_judge(config, findings, asks=asks_endpoints)
     with findings.catching("templates"):
         student = check_student(config, teacher, findings)
     with findings.catching("data"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from raystill.cluster.findings import Findings
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, DataError, RemoteError
+from raystill.errors import ConfigError, DataError
 from raystill.run.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from raystill.text.chat import ChatFormat
 
 _LOOKED_AT = 200
-_PROBE_SECONDS = 10.0
 _EXAMPLE_ANSWER = "This is where the teacher's completion stands."
 
 
@@ -107,11 +105,9 @@ def check_lengths(config: Config, prompts: list[RawPrompt], chat: ChatFormat, fi
 
 
 def check_teacher(config: Config, findings: Findings) -> ChatFormat | None:
-    """The teacher's tokenizer and template, or the endpoint; the format where it is known."""
+    """An open teacher's tokenizer and template; None where there is none."""
     from raystill.text.chat import load_chat_format
 
-    if config.teacher.closed is not None:
-        return _check_endpoint(config, findings)
     teacher = config.teacher.open
     if teacher is None:
         return None
@@ -162,34 +158,3 @@ def view_example(chat: ChatFormat, prompt: RawPrompt) -> TokenView:
     example = chat.training_example(prompt.messages, prompt.reference or _EXAMPLE_ANSWER)
     texts = [chat.decode([token_id], skip_special_tokens=False) for token_id in example.input_ids]
     return TokenView(texts, example.input_ids, example.loss_mask)
-
-
-def _check_endpoint(config: Config, findings: Findings) -> ChatFormat | None:
-    from urllib.parse import urlsplit
-
-    from raystill.teacher.api.identify import identify_endpoint
-
-    endpoint = identify_endpoint(config)
-    parts = urlsplit(endpoint.address.base_url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=_PROBE_SECONDS).close()
-    except OSError as error:
-        raise RemoteError(
-            f"nobody answers at the endpoint: {error}",
-            where=endpoint.where,
-            fix="check teacher.closed.endpoint and the network, or start the server",
-        ) from error
-    findings.good("endpoint", f"{endpoint.where} answers; the key is set")
-    if endpoint.wanted_logprobs:
-        findings.good(
-            "endpoint", f"{endpoint.wanted_logprobs} logprobs will be asked for; generate probes them"
-        )
-    else:
-        findings.warn(
-            "endpoint",
-            "no logprobs will be asked for: nothing says which token ids they would belong to",
-            where="teacher.closed.model.tokenizer",
-            fix="name the served model's tokenizer, or let an open teacher score the answers",
-        )
-    return endpoint.chat

@@ -26,6 +26,8 @@ _VERSION = 1
 _FEW_TOKENS = 16
 # What endpoints cap top_logprobs at, most first.
 _LOGPROB_STEPS = (20, 8, 5, 1)
+# Plain under two names of the limit, seed, n, JSON Schema, and logprobs: six counts, each in two forms.
+MAX_PROBE_REQUESTS = 17
 _SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string"}},
