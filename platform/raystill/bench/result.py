@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,25 @@ class BenchRow:
     met: bool
 
 
-def bench_result(name: str, rows: Iterable[BenchRow]) -> dict[str, Any]:
-    """The object that `raystill bench NAME --json` prints."""
+@dataclass(frozen=True)
+class BenchTable:
+    """Further numbers that no single goal judges: a title, what they are, columns, and rows of cells."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+
+
+def bench_result(name: str, rows: Iterable[BenchRow], tables: Iterable[BenchTable] = ()) -> dict[str, Any]:
+    """The object that `raystill bench NAME --json` prints; it has `tables` where there are any."""
+    more = [asdict(table) for table in tables]
     return {
         "bench": name,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": installed_packages(),
         "rows": [asdict(row) for row in rows],
+        **({"tables": more} if more else {}),
     }
 
 
@@ -43,6 +55,8 @@ def save_result(directory: Path, result: dict[str, Any]) -> None:
     write_json(directory / f"{name}.json", result)
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     text = f"# {name}\n\n{result['machine']}; {versions}\n\n{markdown_table(result)}"
+    for table in result.get("tables", []):
+        text += f"\n## {table['title']}\n\n{table['note']}\n\n{_lines(table['columns'], table['rows'])}"
     with publish_file(directory / f"{name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -50,11 +64,14 @@ def save_result(directory: Path, result: dict[str, Any]) -> None:
 def markdown_table(result: dict[str, Any]) -> str:
     """The result's rows as a Markdown table, for docs/benchmarks."""
     columns = ("case", "metric", "ours", "peer", "peer_name", "ratio", "goal", "met")
+    return _lines(columns, [[row[column] for column in columns] for row in result["rows"]])
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in result["rows"]:
+    for row in rows:
         cells = [
-            f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c] if row[c] is not None else "")
-            for c in columns
+            f"{cell:.4g}" if isinstance(cell, float) else str("" if cell is None else cell) for cell in row
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -21,6 +21,7 @@ BENCHES = {
     "resume": "raystill.bench.resume",
     "checkpoint": "raystill.bench.checkpoint",
     "gap": "raystill.bench.gap",
+    "quality": "raystill.bench.quality",
     "sft": "raystill.bench.sft",
     "kd-head": "raystill.bench.kd_head",
     "kd-step": "raystill.bench.kd_step",
