@@ -83,4 +83,9 @@ class LossesSection(Section):
         False,
         description="Scale the KD term to the running magnitude of the cross entropy before it is weighted.",
     )
+    source_weights: dict[str, NonNegative] = Field(
+        default_factory=dict,
+        description="Weight of every token of the rows from a prompt source, by its name; sources that are "
+        "not named have 1. What a step divides its loss by stays the number of its tokens.",
+    )
     hidden: HiddenAlignment | None = Field(None, description="Hidden states of an online teacher as targets.")

@@ -18,7 +18,7 @@ from raystill.train.device import choose_precision, set_up_torch
 from raystill.train.encode import TrainingData, load_training_data
 from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
-from raystill.train.objective import Objective, build_objective
+from raystill.train.objective import Objective, build_objective, require_weighted_sources
 from raystill.train.optimizer import build_optimizer
 from raystill.train.output import save_initial_model
 from raystill.train.selection import load_training_rows
@@ -88,6 +88,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         cache=job.paths.training_examples(job.stage),
     )
     notes.extend(data.notes)
+    require_weighted_sources(settings.source_weights, data.train.source_names)
     if settings.reads_stored_signals and settings.signal_kind == "hidden":
         head = load_teacher_head(job.config).to(device)
         data.train.teacher_head = data.held_out.teacher_head = head
@@ -111,7 +112,7 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         data_fingerprint=fingerprint_data(data.train),
         planner=planner,
         source=source,
-        objective=build_objective(settings.terms, source.signals, source.alignment),
+        objective=build_objective(settings.terms, source.signals, source.alignment, settings.source_weights),
         state=state,
         notes=notes,
     )

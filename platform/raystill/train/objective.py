@@ -5,12 +5,14 @@ Shape letters: B sequences, T positions, N rows that carry loss, D hidden, V voc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from raystill.errors import ConfigError
 from raystill.losses.chunked import chunked_loss
 from raystill.losses.loss import Loss
 from raystill.losses.schedules import ScheduledTerms
@@ -32,8 +34,8 @@ class Alignment(Protocol):
 
     weight: float
 
-    def loss(self, batch: Batch) -> Loss:
-        """The term, unweighted."""
+    def loss(self, batch: Batch, weights_N: Tensor | None) -> Loss:
+        """The term without its own weight; `weights_N` multiplies that of each token."""
         ...
 
 
@@ -51,29 +53,61 @@ class Objective:
     """What a training stage minimises. SFT is distillation without a KD term: the teacher isn't asked then.
 
     `signals` gives a batch its teacher; by default the one that it holds already. `alignment`, where there is
-    one, adds its term.
+    one, adds its term. `source_weights` multiply all terms on tokens of rows from a source; 1 where it isn't
+    named.
     """
 
     schedule: ScheduledTerms
     signals: Signals = stored_signals
     alignment: Alignment | None = None
+    source_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, hidden_ND: Tensor, head: Head, batch: Batch, terms: LossTerms | None = None) -> Loss:
         """The loss of a batch by `terms`; unset: by those that the schedule ends in."""
         terms = terms or self.schedule.last
         teacher = self.signals(batch, hidden_ND, head) if terms.uses_teacher else None
+        weights_N = token_weights(batch, self.source_weights)
         loss = chunked_loss(
-            hidden_ND, head.weight_VD, batch.target_ids_N, terms, teacher=teacher, bias_V=head.bias_V
+            hidden_ND,
+            head.weight_VD,
+            batch.target_ids_N,
+            terms,
+            teacher=teacher,
+            bias_V=head.bias_V,
+            weights_N=weights_N,
         )
         if self.alignment is None:
             return loss
-        aligned = self.alignment.loss(batch)
+        aligned = self.alignment.loss(batch, weights_N)
         total = loss.sum + self.alignment.weight * aligned.sum
         return Loss(total, loss.num_tokens, loss.metrics | aligned.metrics)
 
 
 def build_objective(
-    schedule: ScheduledTerms, signals: Signals = stored_signals, alignment: Alignment | None = None
+    schedule: ScheduledTerms,
+    signals: Signals = stored_signals,
+    alignment: Alignment | None = None,
+    source_weights: Mapping[str, float] | None = None,
 ) -> Objective:
     """The objective of a stage whose terms are `schedule`."""
-    return Objective(schedule, signals, alignment)
+    return Objective(schedule, signals, alignment, source_weights or {})
+
+
+def token_weights(batch: Batch, source_weights: Mapping[str, float]) -> Tensor | None:
+    """[N] weights of a batch's tokens, by the source of the row; None where nothing is weighted."""
+    if not source_weights:
+        return None
+    weights_R = torch.tensor([source_weights.get(source, 1.0) for source in batch.row_sources])
+    weights_N = weights_R.repeat_interleave(torch.tensor(batch.row_num_targets))
+    return weights_N.to(batch.target_ids_N.device)
+
+
+def require_weighted_sources(source_weights: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise ConfigError for the weight of a source that no row has, or where all rows would weigh nothing."""
+    unknown = sorted(set(source_weights) - set(names))
+    if unknown or (names and all(source_weights.get(name, 1.0) == 0 for name in names)):
+        raise ConfigError(
+            f"no training row is from {unknown[0]!r}" if unknown else "every source of the rows has weight 0",
+            where="losses.source_weights",
+            fix=f"the rows' sources are {', '.join(names)}",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ class TrainSettings:
     source: SignalSourceName
     signal_kind: Literal["topk", "sampled", "hidden"]
     num_logprobs: int | None
+    source_weights: Mapping[str, float]
     lora: LoraSection | None
     precision: Precision
     prefers_bfloat16: bool
@@ -141,6 +143,7 @@ def resolve_settings(config: Config, stage: TrainStageName) -> TrainSettings:
         source="store" if stage == "sft" else resolve_signal_source(config),
         signal_kind=config.teacher.signals.kind,
         num_logprobs=None if stage == "sft" else config.losses.num_logprobs,
+        source_weights={} if stage == "sft" else config.losses.source_weights,
         lora=_resolve_lora(config, stage),
         precision=_precision(own),
         prefers_bfloat16=trained_model(config, stage) == "assistant"

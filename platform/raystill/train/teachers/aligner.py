@@ -43,10 +43,10 @@ class HiddenAligner:
         self._own = _Tap([own[layer - 1] for layer, _ in pairs])
         self._taught = _Tap([taught[layer - 1] for _, layer in pairs])
 
-    def loss(self, batch: Batch) -> Loss:
-        """The term on the batch that both models have just seen."""
+    def loss(self, batch: Batch, weights_N: Tensor | None = None) -> Loss:
+        """The term on the batch that both models have just seen; `weights_N` multiplies each token's."""
         own, taught = (tap.states(batch.loss_index_N) for tap in (self._own, self._taught))
-        return hidden_alignment(own, taught, self._projections, self._kind)
+        return hidden_alignment(own, taught, self._projections, self._kind, weights_N)
 
     def remove(self) -> None:
         """Leave the network as an export wants it; harmless when called twice."""
