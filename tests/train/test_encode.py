@@ -297,3 +297,20 @@ def test_what_does_not_fit_is_told_with_a_length_that_would(empty_world: Any, ro
     roomy = RowEncoder(settings(empty_world, "sft"), empty_world.chat, SAME, 259, 128)
     roomy.encode_all(rows, {})
     assert roomy.lengths.describe_loss() == ()
+
+
+def test_where_every_answer_was_cut_off_the_error_says_what_would_help(world: Any) -> None:
+    """F9."""
+    store = load_store(world.root / "store")
+    wanted = TrainingRows(frozenset(), num_cut_off=60)
+    with pytest.raises(DataError, match="left_out_cut_off 60") as caught:
+        load_training_data(store, wanted, settings(world), world.chat, SAME, vocab_size=259, context=128)
+    assert "teacher.base.cut_off: train" in caught.value.problems[0].fix
+
+
+def test_answers_that_were_cut_off_are_counted_and_told(world: Any, rows: Any) -> None:
+    store = load_store(world.root / "store")
+    wanted = TrainingRows(frozenset(row.key for row in rows[:40]), num_cut_off=20)
+    data = load_training_data(store, wanted, settings(world), world.chat, SAME, vocab_size=259, context=128)
+    assert data.counts["left_out_cut_off"] == 20
+    assert data.notes[0].startswith("20 of 60 completions ran into max_new_tokens")
