@@ -11,7 +11,7 @@ from raystill.bench.quality_arms import ARMS, BY_NAME, CLAIMS, Arm, ArmName
 from raystill.bench.quality_records import TEACHER, ArmRecord, arm_job, load_record
 from raystill.bench.quality_text import _cut
 from raystill.bench.quality_verdicts import arm_tables, claim_rows, mean_of_seeds
-from raystill.bench.quality_worlds import DEMO, World
+from raystill.bench.quality_worlds import DEMO, DRAWS, World
 from raystill.evaluate.results import Estimate, RowResult
 from raystill.run.publish import write_json
 from raystill.train.loss_terms import resolve_loss, signal_of
@@ -52,6 +52,8 @@ def test_every_arm_is_a_valid_configuration_of_the_loss_that_its_name_says(arm: 
         assert terms.uses_teacher and signal_of(config) == {"none": "dense"}.get(arm.signal, arm.signal)
     if arm.signal == "topk":
         assert config.losses.num_logprobs == arm.num_logprobs
+    if arm.signal == "sampled":
+        assert config.teacher.signals.num_draws == DRAWS["demo"]
     assert arm.after is None or BY_NAME[arm.after].share + arm.share == 1.0
 
 

@@ -68,7 +68,8 @@ class World:
 
     def arm_config(self, arm: Arm) -> LoadedConfig:
         """The configuration of one arm."""
-        return self.config(f"train.distillation.steps={arm.steps(self.steps)}", *arm.overrides)
+        draws = (f"teacher.signals.num_draws={DRAWS[self.task]}",) if arm.signal == "sampled" else ()
+        return self.config(f"train.distillation.steps={arm.steps(self.steps)}", *arm.overrides, *draws)
 
 
 def build_world(root: Path, task: Task, seed: int, sizes: Sizes, *, with_draws: bool, threads: int) -> World:
