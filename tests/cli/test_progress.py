@@ -17,6 +17,22 @@ def test_progress_has_rows_rates_and_the_time_left() -> None:
     assert describe_progress(record, None) == "1,200/4,800 steps, tokens/s 1,234, loss 0.1235"
 
 
+def test_money_is_money_and_what_rarely_happens_is_said_where_it_did() -> None:
+    record = FRAME | {"event": "progress", "done": 5, "total": 5, "rejected": 0, "retries": 0}
+    record |= {"requests": 5, "cost_usd": 0.000056, "at_risk_usd": 0}
+    assert describe_progress(record, None) == "5/5 rows, requests 5, cost $0.0001"
+    record |= {"rejected": 2, "at_risk_usd": 1.5}
+    assert (
+        describe_progress(record, None) == "5/5 rows, rejected 2, requests 5, cost $0.0001, at risk $1.5000"
+    )
+
+
+def test_a_note_is_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    for event in ("note", "warning"):
+        TerminalObserver().event(FRAME | {"event": event, "message": "no seed"})
+    assert capsys.readouterr().err.split("\n")[:2] == ["      note: no seed", "      warning: no seed"]
+
+
 def test_the_bar_fills_with_what_is_done() -> None:
     bars = [draw_bar({"done": done, "total": 8}).plain for done in (0, 3, 8, 9)]
     assert [bar.count("━") for bar in bars] == [0, 4, 12, 12]

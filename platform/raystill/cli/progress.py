@@ -14,6 +14,9 @@ from raystill.run.events import seconds_left
 PROGRESS_EVENT = "progress"
 _LINE_EVERY_SECONDS = 30.0
 _SILENT_EVENTS = frozenset({"stage_finished", "stage_failed"})
+_MESSAGES = frozenset({"note", "warning"})
+# Amounts that are only worth a word where there are any.
+_RARE = frozenset({"rejected", "retries", "at_risk_usd"})
 _FRAME_FIELDS = frozenset({"time", "stage", "event"})
 _REFRESH_SECONDS = 0.2
 _BAR_CELLS = 12
@@ -42,9 +45,10 @@ class TerminalObserver:
             LOG.print(Text(self._label, style="bold"))
         elif record["event"] == PROGRESS_EVENT:
             self._progress(record)
-        elif record["event"] == "warning":
+        elif record["event"] in _MESSAGES:
             self._clear()
-            LOG.print(Text(f"      warning: {record.get('message', '')}", style="yellow"))
+            style = "yellow" if record["event"] == "warning" else "dim"
+            LOG.print(Text(f"      {record['event']}: {record.get('message', '')}", style=style))
         elif record["event"] not in _SILENT_EVENTS:
             self._clear()
             LOG.print(Text(f"      {describe_event(record)}", style="dim"))
@@ -107,7 +111,8 @@ def draw_bar(record: dict[str, Any]) -> Text:
 def describe_progress(record: dict[str, Any], left: float | None) -> str:
     """`120/400 rows, tokens/s 812, 1 min 3 s left` from a progress event's fields.
 
-    `done` and `total` count `unit`s; every other number is shown with its name. `left` is in seconds.
+    `done` and `total` count `unit`s; every other number is shown with its name, amounts of USD as such, and
+    what rarely happens only where it did. `left` is in seconds.
     """
     done, total = record.get("done"), record.get("total")
     parts = []
@@ -115,9 +120,17 @@ def describe_progress(record: dict[str, Any], left: float | None) -> str:
         parts.append(f"{done:,}{'' if total is None else f'/{total:,}'} {record.get('unit', 'rows')}")
     known = _FRAME_FIELDS | {"done", "total", "unit", "eta_seconds"}
     for name, value in record.items():
-        if name not in known and isinstance(value, int | float) and not isinstance(value, bool):
-            shown = f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.4g}"
-            parts.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
+        if name in known or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value or name not in _RARE:
+            parts.append(_describe_amount(name, value))
     if left:
         parts.append(f"{human_seconds(left)} left")
     return ", ".join(parts)
+
+
+def _describe_amount(name: str, value: float) -> str:
+    if name.endswith("_usd"):
+        return f"{name.removesuffix('_usd').replace('_', ' ')} ${value:,.4f}"
+    shown = f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.4g}"
+    return f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}"
