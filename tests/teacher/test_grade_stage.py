@@ -122,8 +122,10 @@ def test_a_structured_judge_and_a_budget(tmp_path: Path, local_ray: None) -> Non
 
         dear = closed(api.base_url, prices={"completion": 1e6}, budget={"max_cost_usd": 1.0})
         poor = config_with(tmp_path, {"closed": dear, "rubric": "other"})
-        with pytest.raises(RemoteError, match=r"budget|cap"):
+        with pytest.raises(RemoteError, match=r"budget|cap") as caught:
             execute(GRADE_STAGE, poor, paths, fresh=True)
+        assert caught.value.problems[0].where == "grade.closed.budget.max_cost_usd"
+        assert "teacher." not in str(caught.value)
 
 
 def test_a_judge_with_open_weights(tmp_path: Path, teacher_dir: Path, local_ray: None) -> None:

@@ -6,6 +6,7 @@ scores are a table that `curate` reads for its thresholds and for the best of n.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raystill.config.grade import GradeSection
 from raystill.config.schema import Config
 from raystill.config.teacher import SignalsSection, TeacherSection
-from raystill.errors import ConfigError, Problem
+from raystill.errors import ConfigError, Problem, RemoteError
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from raystill.store.store import TeacherStore
     from raystill.teacher.plan_requests import RequestPlan
 
+# Keys of a teacher that a judge has too, in messages of the machinery that asks both.
+_KEYS = re.compile(r"\bteacher\.(closed|open|vllm|store|engine)\b")
 _CONFIG_KEYS = ("run.seed", "grade", "teacher.store.path", "teacher.base.from_store")
 
 
@@ -106,15 +109,16 @@ def preflight_grade(config: Config, paths: RunPaths) -> None:
 
 @contextmanager
 def naming_the_judge() -> Iterator[None]:
-    """A judge is asked as a teacher is: wrong settings are named by the keys that the user wrote."""
+    """A judge is asked as a teacher is: what is wrong is named by the keys that the user wrote."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, RemoteError) as error:
         problems = tuple(
-            Problem(*(text.replace("teacher.", "grade.") for text in (found.what, found.where, found.fix)))
+            Problem(*(_KEYS.sub(r"grade.\1", text) for text in (found.what, found.where, found.fix)))
             for found in error.problems
         )
-        raise ConfigError(problems[0].what, problems[0].where, problems[0].fix, problems) from error
+        kind = ConfigError if isinstance(error, ConfigError) else RemoteError
+        raise kind(problems[0].what, problems[0].where, problems[0].fix, problems) from error
 
 
 def _ask_model(
