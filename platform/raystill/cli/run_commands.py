@@ -145,7 +145,8 @@ def run_steps(
         result = run_stage(
             parse_step(name), loaded, fresh=fresh, accept_new_data=accept_new_data, observer=observer
         )
-    LOG.print(f"{len(result.steps)} steps in {human_seconds(result.seconds)}")
+    number = len(result.steps)
+    LOG.print(f"{number} step{'' if number == 1 else 's'} in {human_seconds(result.seconds)}")
     if as_json:
         print_json(result.to_json())
         return
