@@ -72,6 +72,8 @@ def test_hf_datasets(store: TeacherStore, tmp_path: Path) -> None:
 
 def test_trl_prepares_the_messages_export_as_it_is(store: TeacherStore, tmp_path: Path) -> None:
     datasets, trl = reader("datasets"), reader("trl")
+    import transformers
+
     import raystill
     from raystill.text.chat import load_chat_format
 
@@ -82,6 +84,16 @@ def test_trl_prepares_the_messages_export_as_it_is(store: TeacherStore, tmp_path
     )
     assert trl.is_conversational(rows[0])
     chat = load_chat_format(str(Path(raystill.__file__).parent / "demo" / "teacher"))
-    rendered = trl.apply_chat_template({"messages": rows[0]["messages"]}, chat.tokenizer)["text"]
-    assert rendered == chat.render_text(rows[0]["messages"], add_generation_prompt=False)
-    assert rows[0]["messages"][-1]["content"] in rendered
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(vocab_size=len(chat.tokenizer), **size))
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=rows,
+        processing_class=chat.tokenizer,
+    )
+    assert len(trainer.train_dataset) == NUM_ROWS
+    for row, prepared in zip(rows, trainer.train_dataset, strict=True):
+        text = chat.render_text(row["messages"], add_generation_prompt=False)
+        assert row["messages"][-1]["content"] in text
+        assert prepared["input_ids"] == chat.tokenizer(text, add_special_tokens=False)["input_ids"]
