@@ -55,5 +55,5 @@ def _name_if_dead(process: psutil.Process) -> str:
     with suppress(psutil.NoSuchProcess):
         if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             return ""
-        return process.name()
+        return str(process.name())
     return "raylet"
