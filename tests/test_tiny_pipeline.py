@@ -159,3 +159,45 @@ def test_a_terminated_generation_goes_on_where_it_was(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = verify_store(paths.store)
     assert report.ok and report.num_rows == NUM_PROMPTS and report.num_duplicates == 0
+
+
+def test_answers_from_elsewhere_are_scored_and_trained_on_to_the_report(tmp_path: Path) -> None:
+    """A finished batch of another teacher, with failed lines: imported, scored here, distilled, measured."""
+    config = write_config(tmp_path)
+    requests, answers = [], []
+    for number, line in enumerate((tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        name = f"request-{number}"
+        requests.append({"custom_id": name, "body": {"model": "other", "messages": row["messages"]}})
+        message = {"role": "assistant", "content": row["reference"]}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        response = {"status_code": 200, "body": {"id": name, "choices": [choice]}}
+        failed = {"custom_id": name, "response": None, "error": {"code": "batch_expired"}}
+        answers.append(failed if number < 3 else {"custom_id": name, "response": response, "error": None})
+    for path, rows in ((tmp_path / "in.jsonl", requests), (tmp_path / "out.jsonl", answers)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    store = tmp_path / "imported"
+    imported = raystill(
+        "store", "import", "openai-batch", str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl"),
+        "--store", str(store), "--teacher", "another model", "--partitions", "2", "--json",
+    )  # fmt: skip
+    assert imported.returncode == 0, imported.stderr
+    assert json.loads(imported.stdout)["num_added"] == NUM_PROMPTS - 3
+
+    changes = [f"teacher.base.from_store={store}", "teacher.store={}", "teacher.signals.capture=auto",
+               "train.sft=null", "train.distillation.steps=2", "run.name=imported"]  # fmt: skip
+    overrides = [part for change in changes for part in ("--set", change)]
+    done = raystill("run", "--config", str(config), *overrides, "--json")
+    assert done.returncode == 0, done.stderr
+    steps = {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+    assert list(steps) == [name for name in STEPS if name != "sft"]
+    counts = steps["generate"]["counts"]
+    assert counts["reused"] == counts["requests"] == steps["score"]["counts"]["scored"] == NUM_PROMPTS - 3
+    assert steps["evaluate"]["counts"]["prompts"] == 8
+    assert steps["evaluate"]["counts"].get("prompts_without_teacher_output", 0) == 0
+    assert "eval/distill/kl_to_teacher" in steps["evaluate"]["metrics"]
+    paths = RunPaths.from_config(load_config([config], changes).config)
+    assert paths.store == store and not (paths.root / "teacher_store").exists()
+    assert paths.model("export").is_dir() and paths.report.stat().st_size > 1000
+    report = verify_store(store)
+    assert report.ok and report.num_rows == NUM_PROMPTS - 3
