@@ -26,6 +26,7 @@ RESOLVERS = (
     "config/signal_source.py",
     "config/student_init.py",
     "config/tuned_stage.py",
+    "config/worker_range.py",
 )
 # A whole section that is handed on as a mapping, by file: here every key of it is read by name later.
 DUMPED: dict[str, type[Section]] = {}

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raystill.config.general import worker_range
 from raystill.config.schema import Config
+from raystill.config.worker_range import worker_range
 from raystill.errors import EnvironmentFault, Problem
 from raystill.run.paths import StageName
 

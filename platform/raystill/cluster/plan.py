@@ -21,9 +21,9 @@ from raystill.cluster.model_size import count_local_parameters, load_architectur
 from raystill.cluster.plan_warnings import find_budget_warnings, find_disk_warnings, find_size_warnings
 from raystill.cluster.rates import load_rates, machine_name, rate_key
 from raystill.cluster.workload import Workload, estimate_workload
-from raystill.config.general import worker_range
 from raystill.config.schema import Config
 from raystill.config.training import DistillationSection, SftSection
+from raystill.config.worker_range import worker_range
 from raystill.errors import Problem
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage

@@ -15,7 +15,6 @@ from raystill.config.checkpoint_contradictions import find_checkpoint_contradict
 from raystill.config.curate_contradictions import find_curation_problems
 from raystill.config.curriculum_contradictions import find_curriculum_problems
 from raystill.config.engine import resolve_engine, resolve_open_engine
-from raystill.config.general import worker_range
 from raystill.config.grade_contradictions import find_grading_problems
 from raystill.config.loaded import LoadedConfig
 from raystill.config.losses import largest
@@ -30,6 +29,7 @@ from raystill.config.student_init import (
     resolve_student_init,
 )
 from raystill.config.tune_contradictions import find_tune_problems
+from raystill.config.worker_range import worker_range
 from raystill.errors import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

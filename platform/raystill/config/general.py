@@ -134,12 +134,6 @@ class TrainingSection(Section):
     checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
 
 
-def worker_range(training: TrainingSection) -> tuple[int, int]:
-    """The least and the most workers of `training.num_workers`; equal where it is one number."""
-    workers = training.num_workers
-    return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
-
-
 class DatasetSection(Section):
     """One of `datasets`: a prompt dataset by hub name or local path."""
 

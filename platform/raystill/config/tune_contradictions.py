@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raystill.config.general import worker_range
 from raystill.config.keys import find_key, nearest_keys
 from raystill.config.loaded import LoadedConfig
 from raystill.config.signal_source import resolve_signal_source
 from raystill.config.tune import Distribution, TuneSection
 from raystill.config.tuned_stage import resolve_tuned_stage
+from raystill.config.worker_range import worker_range
 from raystill.errors import Problem
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint")

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raystill.config.general import worker_range
 from raystill.config.schema import Config
+from raystill.config.worker_range import worker_range
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths

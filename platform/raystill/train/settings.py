@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from raystill.config.general import Parallelism, worker_range
+from raystill.config.general import Parallelism
 from raystill.config.models import AssistantLora
 from raystill.config.schema import Config
 from raystill.config.signal_source import SignalSourceName, resolve_signal_source
@@ -20,6 +20,7 @@ from raystill.config.training import (
     ReportTo,
     SftSection,
 )
+from raystill.config.worker_range import worker_range
 from raystill.errors import ConfigError
 from raystill.losses.schedules import ScheduledTerms
 from raystill.train.loss_terms import resolve_loss
