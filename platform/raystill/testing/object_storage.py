@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-BUCKET = "teacher-stores"
 
 
 @contextmanager
@@ -33,8 +32,10 @@ def object_storage() -> Iterator[str]:
     # One that an earlier server's endpoint was read into would be used again.
     S3FileSystem.clear_instance_cache()
     try:
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}"
+        # moto keeps its buckets for as long as the process lives: every server has another one.
+        bucket = f"teacher-stores-{uuid.uuid4().hex[:8]}"
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}"
     finally:
         server.stop()
         for name, value in before.items():
