@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Tests share the cores: threads that spin at a barrier take them from whom they wait for.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no fault of the code: examples have no deadline and may be drawn slowly.
 settings.register_profile("raystill", deadline=None, suppress_health_check=[HealthCheck.too_slow])

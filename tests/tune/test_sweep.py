@@ -108,6 +108,7 @@ def test_weak_trials_go_on_from_strong_ones(sweep_config: SweepConfig, ray_addre
     assert all(1e-6 <= trial.params[RATE] <= 1e-2 for trial in result.trials)
 
 
+@pytest.mark.soak
 def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
     sweep_config: SweepConfig, ray_address: str
 ) -> None:
