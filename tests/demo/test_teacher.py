@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from raystill.demo.pretrain_teacher import PAD, TEACHER_DIR, TURN_END, measure_accuracy, render_prompt
+from raystill.demo.chat_tokenizer import PAD, TURN_END
+from raystill.demo.pretrain_teacher import (
+    TEACHER_DIR,
+    TeacherRecipe,
+    measure_accuracy,
+    render_prompt,
+    train_tokenizer,
+)
 from raystill.demo.tasks import Task, iter_prompt_rows
 
 torch = pytest.importorskip("torch")
@@ -39,6 +46,14 @@ def test_special_tokens_agree_between_tokenizer_config_and_generation(tokenizer:
         assert config.eos_token_id == tokenizer.eos_token_id
         assert config.pad_token_id == tokenizer.pad_token_id
     assert len(tokenizer) == model.config.vocab_size
+
+
+def test_the_recipe_makes_the_bundled_tokenizer(tokenizer: Any) -> None:
+    trained = train_tokenizer(TeacherRecipe().vocab_size)
+    assert trained.get_vocab() == tokenizer.get_vocab()
+    text = "Merge Ana's orders: 3 pens, 41 cups."
+    assert trained.encode(text) == tokenizer.encode(text)
+    assert trained.chat_template == tokenizer.chat_template
 
 
 def test_heads_have_a_size_that_vllm_serves_on_cpu(model: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from raystill.bench.quality_train import train_in_process
 from raystill.config.load import load_config
-from raystill.demo.pretrain_teacher import CHAT_TEMPLATE, PAD, TURN_END, TURN_START
+from raystill.demo.chat_tokenizer import train_chat_tokenizer
 from raystill.pipeline import run_pipeline
 from raystill.prompts.python_source import STDLIB, list_python_files, source_root
 from raystill.run.publish import publish_directory, publish_file
@@ -49,9 +49,9 @@ def train_text_teacher(root: Path, base: Path, steps: int, threads: int) -> Path
     Ray must be running. `base` is the configuration that everything else is taken from.
     """
     tokenizer = root / "text-tokenizer"
-    if not tokenizer.exists():
-        _train_tokenizer(tokenizer)
     windows = list(_iter_windows(seen=True))
+    if not tokenizer.exists():
+        _make_tokenizer(tokenizer, windows)
     store = _import_windows(root / "text-teacher-data", tokenizer, windows, 0, TEACHER_ROWS)
     overrides = (
         f"run.dir={root}",
@@ -121,30 +121,7 @@ def _cut(text: str) -> Iterator[str]:
             size += len(line)
 
 
-def _train_tokenizer(directory: Path) -> None:
-    """A byte-level BPE with Qwen2's rules for splitting text and ChatML turns."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[PAD, TURN_START, TURN_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (row["messages"][1]["content"] for row in _iter_windows(seen=True))
-    bpe.train_from_iterator(texts, trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=learned["vocab"],
-        merges=[tuple(merge) for merge in learned["merges"]],
-        eos_token=TURN_END,
-        pad_token=PAD,
-        unk_token=None,
-        extra_special_tokens=[TURN_START],
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
+def _make_tokenizer(directory: Path, windows: list[dict[str, Any]]) -> None:
+    texts = (row["messages"][1]["content"] for row in windows)
     with publish_directory(directory) as temporary:
-        tokenizer.save_pretrained(temporary)
+        train_chat_tokenizer(texts, VOCAB_SIZE).save_pretrained(temporary)

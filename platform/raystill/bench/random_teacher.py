@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+from raystill.demo.chat_tokenizer import train_chat_tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ def build_random_teacher(directory: Path, shape: RandomTeacherShape | None = Non
 
     shape = shape or RandomTeacherShape()
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train_tokenizer(shape.vocab_size)
+    tokenizer = train_chat_tokenizer(_sentences(), shape.vocab_size)
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=shape.vocab_size,
@@ -55,8 +47,8 @@ def build_random_teacher(directory: Path, shape: RandomTeacherShape | None = Non
         initializer_range=shape.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(
@@ -65,28 +57,6 @@ def build_random_teacher(directory: Path, shape: RandomTeacherShape | None = Non
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def _train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_sentences(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=SPECIAL_TOKENS[2],
-        pad_token=SPECIAL_TOKENS[0],
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def _sentences() -> Iterator[str]:

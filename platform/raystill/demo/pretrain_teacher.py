@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raystill.demo.chat_tokenizer import train_chat_tokenizer
 from raystill.demo.tasks import (
     Task,
     is_correct,
@@ -39,13 +40,6 @@ _log = logging.getLogger(__name__)
 
 TEACHER_DIR = Path(__file__).parent / "teacher"
 
-PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 # While merges are learned, capitalised words never join the space or quote before them: then a name
 # has the same token in a sentence and in JSON, and can be copied.
 WORD_PATTERN = r"[ _]?[a-z]+|[A-Z][a-z]*|[^A-Za-z]+"
@@ -89,39 +83,11 @@ class Example:
 
 
 def train_tokenizer(vocab_size: int) -> Qwen2Tokenizer:
-    """A byte-level BPE over the demo's tasks, with ChatML turns; the pad token is not the EOS.
-
-    It is saved as a `Qwen2Tokenizer` because transformers builds that class for every model of type
-    qwen2, whatever the files say, and with it Qwen2's own rules for splitting text.
-    """
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    bpe = Tokenizer(models.BPE())
-    split_words = pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")
-    split_as_qwen2 = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split_words, split_as_qwen2])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, TURN_START, TURN_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    """The teacher's tokenizer, learned from the demo's tasks."""
     roles = ["system\n", "user\n", "assistant\n"] * 1_000
     tasks = itertools.islice(iter_tasks(TOKENIZER_SEED), 20_000)
     texts = (text for task in tasks for text in (task.prompt, task.reference))
-    bpe.train_from_iterator(itertools.chain(roles, texts), trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=learned["vocab"],
-        merges=[tuple(merge) for merge in learned["merges"]],
-        eos_token=TURN_END,
-        pad_token=PAD,
-        unk_token=None,
-        extra_special_tokens=[TURN_START],
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return train_chat_tokenizer(itertools.chain(roles, texts), vocab_size, merge_within=WORD_PATTERN)
 
 
 def build_model(recipe: TeacherRecipe, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
