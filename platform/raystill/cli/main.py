@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import typer
@@ -17,7 +17,7 @@ from raystill.cli.config_commands import config_app
 from raystill.cli.generate_command import generate
 from raystill.cli.job_commands import jobs, logs, resume, stop, submit
 from raystill.cli.plan_command import plan
-from raystill.cli.run_commands import STAGE_HELP, make_stage_command, run
+from raystill.cli.run_commands import STAGE_HELP, make_stage_command, run, score
 from raystill.cli.status_command import status
 from raystill.cli.store_commands import store_app
 from raystill.cli.terminal import LOG, error_json, print_json, print_problems
@@ -40,10 +40,8 @@ def build_app() -> typer.Typer:
         epilog=EPILOG,
         help="Turn a large teacher into a small student on Ray, and never lose or repeat a teacher output.",
     )
-    app.command("run")(run)
-    for name in STAGE_HELP:
-        app.command(name)(generate if name == "generate" else make_stage_command(name))
-    app.command("tune")(tune)
+    for name in ("run", *STAGE_HELP, "tune"):
+        app.command(name)(command_of(name))
     app.command("plan")(plan)
     app.command("check")(check)
     app.command("status")(status)
@@ -54,6 +52,12 @@ def build_app() -> typer.Typer:
     app.add_typer(checkpoints_app, name="checkpoints")
     app.command("bench")(bench)
     return app
+
+
+def command_of(step: str) -> Callable[..., None]:
+    """The command of a step's name, of `run` for all steps, or of `tune`."""
+    own: dict[str, Callable[..., None]] = {"run": run, "generate": generate, "score": score, "tune": tune}
+    return own.get(step) or make_stage_command(step)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

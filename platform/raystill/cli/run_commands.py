@@ -36,8 +36,6 @@ STAGE_HELP = {
     "export": "Write the student as files that other programs load, and verify them.",
     "report": "Write report.html, one self-contained page.",
 }
-# Besides generate and score: with changed prompts they do what is new, and keep what they have.
-_GROWING_STAGES = ("prepare", "grade", "curate")
 Probe = Annotated[
     int | None,
     typer.Option("--probe", metavar="ROWS", help="Compare the engine with another one on so many rows."),
@@ -61,27 +59,8 @@ def run(
 
 
 def make_stage_command(name: str) -> Callable[..., None]:
-    """The command function of one step."""
-    if name == "score":
-        return score
-    if name in _GROWING_STAGES:
-        return _make_growing_command(name)
+    """The command function of one step that has no options of its own."""
 
-    def command(
-        config: ConfigFiles = None,
-        overrides: Overrides = None,
-        fresh: Fresh = False,
-        dry_run: DryRun = False,
-        as_json: Json = False,
-        debug: Debug = False,
-    ) -> None:
-        run_steps(name, load_from_options(config, overrides), None, fresh, dry_run, as_json)
-
-    command.__doc__ = STAGE_HELP[name]
-    return command
-
-
-def _make_growing_command(name: str) -> Callable[..., None]:
     def command(
         config: ConfigFiles = None,
         overrides: Overrides = None,
@@ -108,11 +87,13 @@ def score(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Add the teacher's distributions to completions that have none."""
     if probe is not None:
         overrides = [*(overrides or []), f"teacher.signals.probe_rows={probe}"]
     loaded = load_from_options(config, overrides)
     run_steps("score", loaded, None, fresh, dry_run, as_json, accept_new_data=accept_new_data)
+
+
+score.__doc__ = STAGE_HELP["score"]
 
 
 def run_steps(

@@ -198,7 +198,7 @@ def execute(
         recorded = _load_started(started)
     changes = find_changes(stage, recorded, origin)
     if changes and not (accept_new_data and changes.can_be_accepted):
-        _refuse(stage, changes, config, paths, output)
+        _refuse(stage, changes, config, paths, output, accept_new_data)
     if complete is not None and not changes:
         check_files(output, complete)
         return StageOutcome(complete, skipped=True)
@@ -280,13 +280,17 @@ def _finish(
     return manifest
 
 
-def _refuse(stage: Stage, changes: Changes, config: Config, paths: RunPaths, output: Path) -> None:
+def _refuse(
+    stage: Stage, changes: Changes, config: Config, paths: RunPaths, output: Path, accept_new_data: bool
+) -> None:
     lines = [*changes.settings, *(f"input {name}: made from another version" for name in changes.inputs)]
     remedies = ["restore the settings" if changes.settings else "restore what has changed"]
     if changes.can_be_accepted:
         if stage.describe_new_data is not None:
             lines += stage.describe_new_data(config, paths)
         remedies.append("do only what is new with --accept-new-data")
+    elif accept_new_data and not stage.grows:
+        lines.append(f"--accept-new-data can't help: {stage.name} has no part that it could keep")
     raise ConfigError(
         f"{stage.name} was made {'with other settings' if changes.settings else 'from other data'}:\n    "
         + "\n    ".join(lines),
