@@ -64,6 +64,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("skew_forward_kl", "skewed forward KL, k = 32", _kd("skew_forward_kl")),
     Arm("skew_reverse_kl", "skewed reverse KL, k = 32", _kd("skew_reverse_kl")),
     Arm("k1", "forward KL, k = 1", _kd(k=1), num_logprobs=1),
+    Arm("k3", "forward KL, k = 3", _kd(k=3), num_logprobs=3),
     Arm("k8", "forward KL, k = 8", _kd(k=NARROW), num_logprobs=NARROW),
     Arm("dense", "forward KL, dense", _online("online"), "none"),
     Arm(
@@ -102,6 +103,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("dense", FORWARD),
     Claim("k8", "renormalised"),
     Claim("k8", "draws"),
+    Claim("k3", "draws"),
     Claim(AGAIN, HALF),
     Claim(ON_POLICY, AGAIN),
 )

@@ -29,8 +29,8 @@ class ArmRecord(BaseModel):
     """One arm of one world: the evaluation's row, the scores of every prompt, and what it cost.
 
     `correct` is None where no prompt has a right answer; `kl_sums` and `tokens` are per prompt, in nats and
-    completion tokens. `seconds` is what training took from start to end, with that of the arm it goes on
-    from; `bytes_per_token` what its signals take in the store.
+    completion tokens. `steps` and `seconds` are those of training from start to end, with the arm that it
+    goes on from; `bytes_per_token` is what must be in the store for both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,14 +93,15 @@ def run_arm(job: ArmJob) -> None:
     own = world.arm_config(arm).config
     started = time.monotonic()
     train_in_process(own, paths, "distill", 1)
-    before = None if first is None else load_record(first)
-    seconds = time.monotonic() - started + (0.0 if before is None else before.seconds)
+    steps, seconds = arm.steps(world.steps), time.monotonic() - started
+    num_bytes = bytes_per_token(own, world.paths, arm.signal, arm.num_logprobs)
+    if first is not None:
+        before = load_record(first)
+        assert before is not None  # the arm's weights were there to start from
+        steps, seconds = steps + before.steps, seconds + before.seconds
+        num_bytes = max(num_bytes, before.bytes_per_token)
     outputs = _measure(config, held_out, paths.model("distill"))
-    _publish(
-        job, arm.name, outputs, held_out,
-        arm.steps(world.steps) + (0 if before is None else before.steps),
-        seconds, bytes_per_token(own, world.paths, arm.signal, arm.num_logprobs),
-    )  # fmt: skip
+    _publish(job, arm.name, outputs, held_out, steps, seconds, num_bytes)
 
 
 def _measure(config: Config, held_out: HeldOut, model: Path) -> ModelOutputs:
