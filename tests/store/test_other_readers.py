@@ -51,6 +51,18 @@ def test_duckdb(store: TeacherStore) -> None:
         best = connection.execute(
             "select max(list_max(sampled_logprob)) from read_parquet(?)", [parts]
         ).fetchone()[0]
+        first = connection.execute(
+            "select topk_ids, topk_logprobs, tail_logprob from read_parquet(?) order by prompt_id", [parts]
+        ).fetchone()
+        every_column = connection.execute("select * from read_parquet(?)", [parts]).fetchall()
+    signal = make_signal(0, 6, 4)
+    for stored, expected in zip(
+        first,
+        (signal.topk_ids_TK, signal.topk_logprobs_TK, signal.tail_logprob_T),
+        strict=True,
+    ):
+        assert stored == expected.ravel().tolist()
+    assert len(every_column) == NUM_ROWS
     assert (count, tokens) == (NUM_ROWS, NUM_ROWS * 6)
     assert width == [(4.0,)]
     assert best <= 0.0

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from raystill.store.precision import (
+    FINER_BANDS,
     RELATIVE_ERROR,
     SIGNIFICANT_BITS,
-    UNLIKELY_LOGPROB,
     keep_signal,
     round_logprobs,
 )
@@ -38,12 +38,13 @@ def test_near_in_order_and_final(exact: np.ndarray) -> None:
     assert rounded.dtype == np.float32
     error = np.abs(rounded - exact)
     assert (error <= np.abs(exact) * RELATIVE_ERROR).all()
-    likely = exact >= UNLIKELY_LOGPROB
-    assert (error[likely] <= np.abs(exact[likely]) * RELATIVE_ERROR / 2).all()
+    for lowest, highest in FINER_BANDS:
+        inside = (exact >= lowest) & (exact <= highest)
+        assert (error[inside] <= np.abs(exact[inside]) * RELATIVE_ERROR / 2).all()
     order = np.argsort(exact, kind="stable")
     assert (np.diff(rounded[order]) >= 0).all()
     assert np.array_equal(round_logprobs(rounded), rounded)
-    dropped = (1 << (24 - SIGNIFICANT_BITS)) - 1
+    dropped = (1 << (24 - SIGNIFICANT_BITS - 1)) - 1
     assert not (rounded.view(np.uint32) & dropped).any()
 
 
@@ -55,9 +56,21 @@ def test_float16_holds_what_is_kept(exact: np.ndarray) -> None:
     assert np.array_equal(signal.topk_logprobs_TK[0].astype(np.float32), round_logprobs(best_first))
 
 
+def test_no_probability_is_off_by_more_than_a_thousandth() -> None:
+    exact = np.linspace(-12, 0, 1_000_000, dtype=np.float32)
+    assert np.abs(np.exp(round_logprobs(exact)) - np.exp(exact)).max() < 1e-3
+
+
+def test_order_is_kept_at_the_ends_of_bands() -> None:
+    ends = np.array([end for band in FINER_BANDS for end in band], np.float32)
+    near = np.sort(np.concatenate([ends * np.float32(1 + step / 4096) for step in range(-64, 65)]))
+    assert (np.diff(round_logprobs(near)) >= 0).all()
+    assert np.array_equal(round_logprobs(ends), ends)
+
+
 def test_ties_go_both_ways_so_that_mass_is_not_lost() -> None:
     step = 2.0**-8  # of nine bits between 1 and 2
-    ties = -(1.0 + step * (np.arange(200) + 0.5))
+    ties = -(1.0 + step * (np.arange(100) + 0.5))
     errors = round_logprobs(ties) - ties
     assert set(np.abs(errors)) == {step / 2}
     assert abs(errors.mean()) < 1e-6
