@@ -137,6 +137,19 @@ def test_a_plan_of_a_finished_run_reuses_everything(finished: tuple[Path, dict[s
     assert planned["seconds"] == 0.0 and planned["blockers"] == []
 
 
+def test_a_preview_is_the_first_command_and_its_rows_are_not_asked_again(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    shown = raystill("generate", "--preview", "3", "--config", config, "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert len(found["samples"]) == 3 and found["left"]["requests"] == NUM_PROMPTS - 3
+    states = json.loads(raystill("status", "--config", config, "--json").stdout)["stages"]
+    assert {stage["name"]: stage["condition"] for stage in states}["prepare"] == "complete"
+    done = raystill("generate", "--config", config, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"][0]["counts"]["reused"] == 3
+
+
 def test_a_terminated_generation_goes_on_where_it_was(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     command = [sys.executable, "-m", "raystill.cli.main", "generate", "--config", str(config),

@@ -192,16 +192,20 @@ def run_stage(
 def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer | None = None) -> Preview:
     """Let the teacher complete `number` prompts, store them, and say what the whole would take.
 
-    The stage generate is neither begun nor finished by it. Raises as that stage does.
+    Prompts are prepared where they aren't yet. The stage generate is neither begun nor finished by it. Raises
+    as those stages do.
     """
     from raystill.teacher.preview import run_preview
 
     config, stage = loaded.config, load_stage("generate")
     paths = RunPaths.from_config(config)
-    require_supported(loaded, [stage.name])
+    needed = stage.inputs(config)
+    require_supported(loaded, [*needed, stage.name])
     validate_run_root(config, paths)
     watching = observer or SilentObserver()
     with hold_lock(paths.lock), _RaySession(config, paths, watching.event) as ray, _sigterm_interrupts():
+        for name in needed:
+            _run_one(load_stage(name), config, paths, _How(fresh=False, accept_new_data=False), ray, watching)
         inputs = load_inputs(stage, config, paths)
         if stage.preflight:
             stage.preflight(config, paths)

@@ -1,11 +1,12 @@
 """How much of bare vLLM's speed is left through our stage, and how much of it through `ray.data.llm`.
 
-Same prompts, same sampling, same engine settings. Ours is the stage generate as it ships, on a local Ray,
-timed from when its engine is up to the last part committed. `vllm.LLM.generate` doesn't detokenise and is
-timed from when its engine is up, with flat logprobs (its fastest form, which judges us) and with its default
-dictionaries. `ray.data.llm` is timed from when its first rows in flight have come back; it detokenises as it
-does by default, keeps its rows in the object store and writes nothing. Every measurement has a fresh process,
-so that all sides start equally cold; rounds interleave them, and a ratio is that of medians.
+Same prompts, same sampling, same sizes of batch and cache. On a CPU our engine is one process and compiles
+nothing; peers have what vLLM does by itself. Ours is the stage generate as it ships, on a local Ray, timed
+from when its engine is up to the last part committed. `vllm.LLM.generate` doesn't detokenise and is timed
+from when its engine is up, with flat logprobs (its fastest form, which judges us) and with its default
+dictionaries. `ray.data.llm` is timed from when its first rows in flight have come back; it detokenises as
+it does by default, keeps its rows in the object store and writes nothing. Every measurement has a fresh
+process, so that all sides start equally cold; rounds interleave them, and a ratio is that of medians.
 """
 
 from __future__ import annotations

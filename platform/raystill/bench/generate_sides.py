@@ -22,6 +22,7 @@ _MAX_NEW_TOKENS = 64
 # Ray's defaults: rows of a batch, and batches that an engine has at a time.
 _RAY_BATCH, _RAY_BATCHES = 32, 8
 _RAY_CPUS = 8
+_EXECUTOR = "distributed_executor_backend"
 
 
 def _config(teacher: Path, num_logprobs: int, place: Path) -> Config:
@@ -142,7 +143,8 @@ def steady_rate(arrivals: list[tuple[float, int]], in_flight: int) -> float:
 
 
 def _engine_arguments(teacher_dir: Path, place: Path, width: int) -> tuple[Any, dict[str, Any]]:
-    """The teacher, and the arguments that our stage would start its engine with."""
+    """The teacher, and the arguments that our stage would start its engine with, but for the number of its
+    processes: peers have as many as vLLM takes by itself."""
     from raystill.teacher.identify import identify_teacher
     from raystill.teacher.vllm_engine import vllm_settings
 
@@ -150,7 +152,8 @@ def _engine_arguments(teacher_dir: Path, place: Path, width: int) -> tuple[Any, 
     settings = vllm_settings(
         teacher.config, teacher.facts, teacher.stop_token_ids, num_logprobs=width, scoring=False
     )
-    return teacher, settings.arguments
+    shared = {name: value for name, value in settings.arguments.items() if name != _EXECUTOR}
+    return teacher, shared
 
 
 def _sampling(index: int, stops: tuple[int, ...], width: int) -> dict[str, Any]:
