@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +20,44 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raystill.checkpoint.store import step_of
+from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of, verify_checkpoint
 from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.stage import execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
+from raystill.train.group import WorkerGroup
 from raystill.train.launch import require_resources, run_training, translate_failure
 from raystill.train.pointers import listed_checkpoints
 from raystill.train.settings import resolve_settings
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
+from raystill.train.worker import train_worker
+
+
+# The loop without Ray; once everything is built, the process may have 24 MiB more and not a byte beyond.
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths
+from raystill.train import worker
+from raystill.train.assembly import TrainJob
+from raystill.train.group import WorkerGroup
+
+restore = worker.restore_latest
+
+def restore_then_limit(run):
+    restore(run)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 24 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+worker.restore_latest = restore_then_limit
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+job = TrainJob(config, RunPaths.from_config(config), "distill", "cpu", 1)
+try:
+    worker.train_worker(job, WorkerGroup(), None)
+except (MemoryError, RuntimeError) as error:
+    print(f"{type(error).__name__}: {error}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +206,47 @@ def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, t
     sent = pickle.loads(pickle.dumps(UserExceptionWithTraceback(cause, "Traceback ...")))
     error = translate_failure(WorkerGroupError("failed", {1: sent}), Path("checkpoints"))
     assert type(error) is expected and text in str(error) and "Traceback" not in str(error)
+
+
+def test_a_worker_without_memory_is_explained_and_its_checkpoints_are_whole(
+    world: Any, tmp_path: Path
+) -> None:
+    """F26: a limit on the address space; the loop's own allocation fails, at the step after a checkpoint."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    large = {"intermediate_size": 40_000, "num_hidden_layers": 1}
+    config = world.config(student=large, training={"steps": 3, "save_every": 1})
+    directory = world.paths(config).checkpoints("distill")
+    with pytest.raises(StopError):
+        train_worker(world.job(config), WorkerGroup(), StopAtOnce())
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    child = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "memory" in child.stdout.lower(), child.stdout
+    error = translate_failure(WorkerGroupError("failed", {0: RuntimeError(child.stdout)}), directory)
+    assert error.exit_code == 4 and "can't allocate memory" in error.what
+    assert str(directory) == error.problems[0].where and "distill" in error.problems[0].where
+    assert "lower per_device_train_batch_size" in error.problems[0].fix
+    assert [step_of(path) for path in list_checkpoints(directory)] == [1]
+    assert all(verify_checkpoint(path) for path in list_checkpoints(directory))
+    assert not world.paths(config).model("distill").exists()
+    world.train(config)
+    assert latest_valid(directory).step == 3
+
+
+class StopError(Exception):
+    """Ends a run from within."""
+
+
+class StopAtOnce:
+    """A reporter that ends the run at its first save."""
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        raise StopError
 
 
 def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> None:
