@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -232,3 +233,13 @@ def test_a_moved_directory_still_loads(tmp_path: Path) -> None:
     save(tmp_path / "here", 4)
     (tmp_path / "here").rename(tmp_path / "there")
     assert latest_valid(tmp_path / "there").step == 4
+
+
+def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) -> None:
+    """F29: the files of later steps look older, and two of them are of the same second."""
+    for step, seconds in ((10, 2_000_000_000), (9, 2_100_000_000), (100, 1_000_000_000), (99, 1_000_000_000)):
+        path = save(tmp_path, step)
+        for file in (*path.iterdir(), path):
+            os.utime(file, (seconds, seconds))
+    assert [path.name[-3:] for path in list_checkpoints(tmp_path)] == ["009", "010", "099", "100"]
+    assert latest_valid(tmp_path).step == 100
