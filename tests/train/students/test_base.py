@@ -88,3 +88,13 @@ def test_what_is_no_adapter_of_this_base_is_refused(checkpoint: str, tmp_path: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="adapter_config"):
         merge_adapter(load_causal_lm(checkpoint, "sdpa"), str(tmp_path / "empty"))
+
+
+def test_a_base_of_nan_is_refused_with_the_weights_name(checkpoint: str, tmp_path: Path) -> None:
+    """F22."""
+    model = load_causal_lm(checkpoint, "sdpa")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.inf
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DataError, match=r"weight 'model\.norm\.weight' is not finite"):
+        load_base_student(section(str(tmp_path / "broken")), "sdpa")

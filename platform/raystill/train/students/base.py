@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raystill.checkpoint.finite import require_finite_weights
 from raystill.config.models import StudentSection
 from raystill.config.student_init import ARCHITECTURE_KEYS
 from raystill.errors import ConfigError, DataError, RemoteError
@@ -27,13 +28,14 @@ _DECIDED = (
 def load_causal_lm(name: str, attention: str, save_path: str | None = None, **options: Any) -> Any:
     """A checkpoint in float32; `options` go to transformers' from_pretrained.
 
-    Raises DataError for pickle weights and unreadable files, RemoteError for a hub id that can't be fetched.
+    Raises DataError for pickle weights, unreadable files, and weights that are not finite, RemoteError for a
+    hub id that can't be fetched.
     """
     from transformers import AutoModelForCausalLM
 
     source = str(Path(name).expanduser()) if is_local_name(name) else name
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             attn_implementation=attention,
@@ -43,6 +45,8 @@ def load_causal_lm(name: str, attention: str, save_path: str | None = None, **op
         )
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
+    require_finite_weights(model.named_parameters(), name, "fetch or train the model again: it is broken")
+    return model
 
 
 def load_base_student(student: StudentSection, attention: str) -> Any:
