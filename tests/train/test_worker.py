@@ -204,6 +204,37 @@ def test_too_many_non_finite_steps_stop_with_the_last_good_checkpoint(
     assert not world.paths(config).model("distill").exists()
 
 
+def test_a_batch_that_explodes_is_skipped_counted_and_shown(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F23: one step's gradient times 10^6 in the middle of a run; the weights end as good as without it."""
+    training = {"steps": 40, "save_every": 40, "log_every": 1}
+    calm, config = world.config("calm", training=training), world.config("run", training=training)
+    world.train(calm)
+    original, seen = worker_module.train_step, {}
+
+    def explode(state: Any, *arguments: Any) -> Any:
+        if state.step != 30:
+            return original(state, *arguments)
+        weights = state.trainable().values()
+        hooks = [weight.register_hook(lambda gradient: gradient * 1e6) for weight in weights]
+        before = [weight.detach().clone() for weight in weights]
+        result = original(state, *arguments)
+        seen["norm"] = state.counters.recent_norms[-1]
+        assert all(torch.equal(*pair) for pair in zip(before, weights, strict=True))
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    monkeypatch.setattr(worker_module, "train_step", explode)
+    assert world.train(config)["counts"]["steps_spike"] == 1
+    lines = {line["step"]: line for line in world.metrics(config) if "train/spike_steps" in line}
+    assert (lines[30]["train/spike_steps"], lines[31]["train/spike_steps"]) == (0, 1)
+    assert seen["norm"] == lines[30]["train/grad_norm"]  # no part of what is normal
+    usual = [line["train/loss"] for line in world.metrics(calm) if "train/loss" in line]
+    assert lines[40]["train/loss"] == pytest.approx(usual[-1], rel=0.2)
+
+
 def test_a_step_without_loss_tokens_is_skipped_and_counted(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
