@@ -76,7 +76,10 @@ def test_null_content_is_never_text() -> None:
     assert error.cost_usd > 0  # it was billed
 
 
-@pytest.mark.parametrize(("fault", "hint"), [("401", "check the key"), ("404", "check teacher.closed.model")])
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [("401", "check the key"), ("403", "check its permissions"), ("404", "check teacher.closed.model")],
+)
 def test_a_refused_key_or_model_stops_everyone(fault: str, hint: str) -> None:
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault(f"{fault}:1.0")]) as proxy:
         asked = ask(f"{proxy.url}/v1", [request_of(index) for index in range(40)], in_flight=2)
