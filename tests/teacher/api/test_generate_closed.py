@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, RaystillError, RemoteError
+from raystill.errors import ConfigError, EnvironmentFault, RaystillError, RemoteError
 from raystill.run.paths import RunPaths
 from raystill.run.stage import StageOutcome, execute
 from raystill.store.reader import load_rows
@@ -18,10 +20,12 @@ from raystill.store.rejects import load_rejects
 from raystill.store.store import load_store
 from raystill.store.verify import verify_store
 from raystill.teacher.api.ledger import load_spending
+from raystill.teacher.drain import Drain
 from raystill.teacher.generate_stage import GENERATE_STAGE
 from raystill.testing.fault_proxy import FaultProxy
 from raystill.testing.scripted_answer import answers_messages
 from raystill.testing.scripted_api import ScriptedApi
+from raystill.testing.scripted_chat import Latency
 
 pytestmark = pytest.mark.ray
 Event = dict[str, Any]
@@ -198,3 +202,26 @@ def test_an_endpoint_without_logprobs_says_what_follows(
         save_prompt_table(strict, 10)
         with pytest.raises(ConfigError, match="the endpoint returns no logprobs"):
             generate(strict)
+
+
+def test_a_run_that_is_told_to_end_asks_for_no_more_and_stores_what_is_in_flight(
+    local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
+) -> None:
+    """F4, without the signal: every answer that was paid for is stored, none is lost on the way."""
+    with ScriptedApi(latency=Latency(0.3)) as api:
+        config = make_closed(api.base_url)
+        paths = save_prompt_table(config, 200)
+        events: list[Event] = []
+        with ThreadPoolExecutor(1) as driver:
+            run = driver.submit(generate, config, events)
+            deadline = time.monotonic() + 120
+            while api.counts.answered < 30:
+                assert not run.done() and time.monotonic() < deadline
+                time.sleep(0.05)
+            (directory,) = {path.parent for path in paths.stage_dir("generate").rglob("*.up")}
+            Drain(directory).ask()
+            with pytest.raises(EnvironmentFault, match="told to end"):
+                run.result(timeout=120)
+        stored = check_store(paths)
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert stored == last["requests"] and 20 < stored < 200
