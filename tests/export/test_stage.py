@@ -25,7 +25,6 @@ from raystill.run.publish import TEMPORARY_PREFIX
 from raystill.run.stage import execute
 from raystill.text.chat import load_chat_format
 
-
 EXPORT_IN_CHILD = """
 import sys
 from pathlib import Path
@@ -167,9 +166,7 @@ def test_a_kill_in_the_middle_leaves_no_half_model_and_a_retry_is_whole(run: Any
     assert not run.paths.model("export").exists() and not run.paths.export_verdict.exists()
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
     execute(STAGE, run.config, run.paths)
-    assert torch.equal(
-        logits_of(run.paths.model("export"), torch.float32), logits_of(source, torch.float32)
-    )
+    assert torch.equal(logits_of(run.paths.model("export"), torch.float32), logits_of(source, torch.float32))
     assert list(run.paths.stage_dir("export").glob(f"{TEMPORARY_PREFIX}*")) == []
     assert execute(STAGE, run.config, run.paths).skipped
 

@@ -31,7 +31,6 @@ from raystill.train.settings import resolve_settings
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
 from raystill.train.worker import train_worker
 
-
 # The loop without Ray; once everything is built, the process may have 24 MiB more and not a byte beyond.
 SHORT_OF_MEMORY = """
 import resource, sys

@@ -70,6 +70,18 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
         run_sweep(LoadedConfig(changed))
 
 
+@pytest.mark.soak
+def test_a_trial_that_crashes_harms_nobody(sweep_config: SweepConfig, ray_address: str) -> None:
+    """F35: an error that is none of ours, twice; the trial after it trains in the same sweep."""
+    loaded = sweep_config(
+        "crash", search="grid", scheduler="none", max_concurrent=1, report_every=10,
+        space={"student.intermediate_size": {"grid": [10**13, 48]}},
+    )  # fmt: skip
+    result = run_sweep(loaded)
+    assert [trial.outcome for trial in result.trials] == ["failed", "complete"]
+    assert result.trials[0].problem and result.best is not None and result.best.number == 1
+
+
 def test_a_killed_driver_loses_nothing(
     write_config: Callable[..., Path], ray_address: str, tmp_path: Path
 ) -> None:
