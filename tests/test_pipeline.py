@@ -166,6 +166,7 @@ def test_fresh_runs_everything_again(recorder: Recorder, load: Callable[..., Loa
 def test_a_changed_setting_is_refused_by_name_before_ray_starts(
     recorder: Recorder, load: Callable[..., LoadedConfig]
 ) -> None:
+    """F32."""
     run_pipeline(load(), until="prepare")
     with pytest.raises(ConfigError, match=r"run\.seed: 0 -> 5"):
         run_pipeline(load(seed=5))
@@ -195,6 +196,7 @@ def test_a_failed_stage_is_done_again_and_what_was_before_it_is_kept(
 def test_two_runs_of_one_directory_never_work_at_once(
     recorder: Recorder, load: Callable[..., LoadedConfig]
 ) -> None:
+    """F30."""
     paths = RunPaths.from_config(load().config)
     refused: list[str] = []
 
@@ -215,6 +217,8 @@ def test_two_runs_of_one_directory_never_work_at_once(
 def test_sigterm_ends_a_run_like_ctrl_c(
     recorder: Recorder, load: Callable[..., LoadedConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F4."""
+
     def killed(paths: RunPaths, config: Config) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -139,6 +139,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_the_newest_that_verifies_is_resumed_from(tmp_path: Path) -> None:
+    """F17."""
     for step in (1, 20, 3):
         save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == [
@@ -156,6 +157,7 @@ def test_the_newest_that_verifies_is_resumed_from(tmp_path: Path) -> None:
 
 
 def test_foreign_half_written_and_renamed_directories_are_passed_over(tmp_path: Path) -> None:
+    """F18."""
     save(tmp_path, 7)
     for foreign in (
         "step-abc",
@@ -179,6 +181,7 @@ def test_foreign_half_written_and_renamed_directories_are_passed_over(tmp_path: 
     "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
 def test_every_flipped_byte_truncation_and_missing_file_is_noticed(tmp_path: Path, name: str) -> None:
+    """F17, F18."""
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     file, rng = path / name, random.Random(name)
@@ -217,6 +220,7 @@ def test_an_unknown_schema_version_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    """F22."""
     tensors = small()
     tensors["model"]["bias"][1] = float("nan")
     path = save_checkpoint(tmp_path, 1, tensors=tensors, state={})

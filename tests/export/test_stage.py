@@ -124,6 +124,7 @@ def assert_nothing_left(run: Any) -> None:
 
 
 def test_a_different_completion_fails_and_names_the_prompt(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F36."""
     source = run.paths.model("distill")
     before = (source / "model.safetensors").read_bytes()
 
@@ -140,6 +141,7 @@ def test_a_different_completion_fails_and_names_the_prompt(run: Any, monkeypatch
 def test_an_engine_that_dies_leaves_nothing_and_a_retry_works(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F36."""
     monkeypatch.setattr(verify.sys, "executable", "/bin/false")
     config = with_export(run.config, verify_prompts=4)
     with pytest.raises(EnvironmentFault, match="exit code 1"):

@@ -179,6 +179,7 @@ def write_training_job(root: Path) -> tuple[Path, Any]:
 def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
     dashboard: str, tmp_path: Path
 ) -> None:
+    """F28: SIGTERM, and SIGKILL after Ray's deadline."""
     folder, paths = write_training_job(tmp_path)
     checkpoints = paths.checkpoints("distill")
 

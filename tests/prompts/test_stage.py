@@ -246,6 +246,7 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_bad_row_stops_with_its_place_and_rule(prepared: Any, write_lines: Write, case: str) -> None:
+    """F27: and with `max_bad_rows` it goes on without it."""
     line, message = BAD_ROWS[case]
     source = {"path": str(write_lines(row("good"), line, row("better")))}
     with pytest.raises(DataError, match=message) as error:
@@ -454,6 +455,7 @@ def test_a_tokenizer_without_chat_template(prepared: Any, write_lines: Write, bu
 def test_messages_that_the_template_refuses_are_rejected_rows(
     prepared: Any, write_lines: Write, build_tokenizer: Any
 ) -> None:
+    """F27."""
     prepared.tokenizer_dir = prepared.root / "refusing"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     tokenizer = build_tokenizer()

@@ -90,6 +90,7 @@ def make_row_of(key: str) -> list[int]:
 def test_a_signal_that_contradicts_its_row_is_refused_and_nothing_is_written(
     tmp_path: Path, change: Callable[[TopKSignal], TopKSignal], message: str
 ) -> None:
+    """F22: a teacher's logits, among others."""
     store = open_store(tmp_path / "store", IDENTITY, 1)
     good, bad = make_row(1, num_tokens=20), make_row(2, num_tokens=20)
     assert bad.signal is not None

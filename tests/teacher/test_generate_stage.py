@@ -274,6 +274,7 @@ def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
 def test_a_killed_driver_and_a_killed_worker_lose_and_repeat_nothing(
     make_config: MakeConfig, save_prompt_table: SavePrompts
 ) -> None:
+    """F1, F2: of an open teacher."""
     config = make_config()
     paths = save_prompt_table(config, 600)
     slow = {SECONDS_PER_ROW_VARIABLE: "0.8"}

@@ -52,6 +52,7 @@ def closed_port() -> int:
 
 
 def test_with_everything_in_the_cache_no_network_is_needed(hub_cache: Path, tmp_path: Path) -> None:
+    """F38."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(6)), encoding="utf-8")
     config = {

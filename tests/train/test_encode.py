@@ -103,12 +103,14 @@ def test_unfinished_and_flagged_rows_train_and_are_counted(empty_world: Any, row
 
 
 def test_what_an_endpoint_withheld_does_not_train(empty_world: Any, rows: Any) -> None:
+    """F9: refusals have this finish reason, too."""
     make = encoder(empty_world)
     assert make.encode(replace(rows[0], finish_reason="content_filter")) is None
     assert make.counts == {"rows_read": 1, "left_out_content_filter": 1}
 
 
 def test_a_token_outside_the_vocabulary_names_its_row(empty_world: Any, rows: Any) -> None:
+    """F27."""
     make = RowEncoder(settings(empty_world), empty_world.chat, SAME, 100, 128)
     with pytest.raises(DataError, match=rows[0].key):
         make.encode(rows[0])
@@ -309,6 +311,7 @@ def test_where_every_answer_was_cut_off_the_error_says_what_would_help(world: An
 
 
 def test_answers_that_were_cut_off_are_counted_and_told(world: Any, rows: Any) -> None:
+    """F9."""
     store = load_store(world.root / "store")
     wanted = TrainingRows(frozenset(row.key for row in rows[:40]), num_cut_off=20)
     data = load_training_data(store, wanted, settings(world), world.chat, SAME, vocab_size=259, context=128)

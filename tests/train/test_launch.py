@@ -101,6 +101,7 @@ def kill_the_workers() -> int:
 
 @pytest.mark.ray
 def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: Any, ray_here: None) -> None:
+    """F25: SIGKILL of the worker; the weights are equal byte for byte."""
     steps = {"steps": 300, "save_every": 20, "log_every": 1}
     alone = world.config("alone", training=steps)
     world.train(alone)
@@ -156,7 +157,7 @@ def test_two_workers_end_where_one_does(world: Any, ray_here: None, parallelism:
 def test_as_many_workers_as_fit_train_the_same_steps_and_a_lost_one_is_made_up_for(
     world: Any, ray_here: None
 ) -> None:
-    """Of at most four workers with 2 CPUs each, Ray has room for two."""
+    """F25: of at most four workers with 2 CPUs each, Ray has room for two."""
     from ray.train import Result
 
     steps = {"steps": 300, "save_every": 20, "log_every": 1}
@@ -199,6 +200,7 @@ def test_as_many_workers_as_fit_train_the_same_steps_and_a_lost_one_is_made_up_f
     ],
 )
 def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, text: str) -> None:
+    """F26."""
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2.api.exceptions import WorkerGroupError
 

@@ -104,6 +104,7 @@ def test_a_stopped_run_ends_byte_equal_to_an_uninterrupted_one(world: Any, stage
 
 
 def test_kill_9_at_any_step_ends_byte_equal(world: Any, tmp_path: Path) -> None:
+    """F25."""
     whole = world.config("whole")
     world.train(whole)
     killed = world.config("killed")
@@ -120,6 +121,7 @@ def test_kill_9_at_any_step_ends_byte_equal(world: Any, tmp_path: Path) -> None:
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(world: Any) -> None:
+    """F17."""
     whole, broken = world.config("whole"), world.config("broken")
     world.train(whole)
     with pytest.raises(StopError):
@@ -186,6 +188,7 @@ def poison(world: Any, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None
 
 
 def test_a_non_finite_step_is_skipped_and_counted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F21."""
     config = world.config()
     poison(world, monkeypatch, {2, 4})
     counts = world.train(config)["counts"]
@@ -196,6 +199,7 @@ def test_a_non_finite_step_is_skipped_and_counted(world: Any, monkeypatch: pytes
 def test_too_many_non_finite_steps_stop_with_the_last_good_checkpoint(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F21."""
     config = world.config(training={"max_nonfinite_steps": 1, "save_every": 3})
     poison(world, monkeypatch, {3, 4, 5})
     with pytest.raises(DivergenceError, match="step-00000003") as caught:
@@ -238,6 +242,7 @@ def test_a_batch_that_explodes_is_skipped_counted_and_shown(
 def test_a_step_without_loss_tokens_is_skipped_and_counted(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F24."""
     original = worker_module.assemble
 
     def assemble(*arguments: Any) -> TrainRun:
@@ -257,6 +262,7 @@ def test_a_step_without_loss_tokens_is_skipped_and_counted(
 
 
 def test_data_without_loss_tokens_is_an_error_before_step_1(world: Any) -> None:
+    """F24."""
     config = world.config(training={"max_seq_len": 8})
     with pytest.raises(DataError, match="left_out_too_long 55"):
         world.train(config)
@@ -266,6 +272,7 @@ def test_data_without_loss_tokens_is_an_error_before_step_1(world: Any) -> None:
 def test_a_full_disk_stops_the_run_with_its_checkpoints_intact(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F14."""
     config = world.config()
     calls: list[int] = []
 
@@ -311,7 +318,7 @@ def test_bfloat16_autocast_trains_float32_weights(world: Any) -> None:
 
 
 def test_what_happened_along_the_way_is_noted(world: Any) -> None:
-    """A damaged checkpoint and a template that isn't the teacher's: training goes on, and says so."""
+    """F17: a damaged checkpoint and a template that isn't the teacher's: training goes on, and says so."""
     directory = world.root / "polite"
     world.chat.tokenizer.save_pretrained(directory)
     template = directory / "chat_template.jinja"

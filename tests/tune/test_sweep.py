@@ -31,6 +31,7 @@ SweepConfig = Callable[..., LoadedConfig]
 
 
 def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig, ray_address: str) -> None:
+    """F35: a trial of NaN is among them."""
     loaded = sweep_config(
         "grid",
         search="grid",
@@ -85,6 +86,7 @@ def test_a_trial_that_crashes_harms_nobody(sweep_config: SweepConfig, ray_addres
 def test_a_killed_driver_loses_nothing(
     write_config: Callable[..., Path], ray_address: str, tmp_path: Path
 ) -> None:
+    """F35."""
     file = write_config(
         "killed", scheduler="asha", num_samples=2, max_concurrent=1, report_every=5,
         space={RATE: {"loguniform": [1e-3, 1e-2]}},

@@ -153,6 +153,8 @@ def test_a_dead_clients_permit_is_taken_back_and_its_money_stays_reserved() -> N
     costs=st.lists(st.tuples(st.floats(0.001, 0.5), st.floats(0.0, 1.0)), min_size=1, max_size=30),
 )
 def test_spent_and_reserved_never_exceed_the_cap(cap: float, costs: list[tuple[float, float]]) -> None:
+    """F12."""
+
     async def run() -> float:
         gate = gate_of(max_cost_usd=cap)
         spent = 0.0
@@ -173,6 +175,8 @@ def test_spent_and_reserved_never_exceed_the_cap(cap: float, costs: list[tuple[f
 
 
 def test_a_used_up_budget_says_what_was_spent_and_how_to_go_on() -> None:
+    """F12."""
+
     async def run() -> None:
         gate = gate_of(max_cost_usd=1.0, spent_usd=0.9)
         await gate.acquire(Ask(1.0, 0.2))

@@ -104,6 +104,7 @@ def test_every_row_is_asked_once_stored_and_reused(
 def test_faults_cost_requests_and_no_rows(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F6."""
     faults = ["429=0.1:0.04", "503:0.03", "half_body:0.03", "html:0.03", "reset:0.03", "error_200:0.02"]
     with ScriptedApi() as api, FaultProxy(api.url, faults, seed=3) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
@@ -118,6 +119,7 @@ def test_faults_cost_requests_and_no_rows(
 def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F12."""
     with ScriptedApi() as api:
         prices = {"prompt": 100.0, "completion": 200.0}
         config = make_closed(api.base_url, prices=prices, budget={"max_cost_usd": 0.2})
@@ -157,6 +159,7 @@ def test_an_expensive_run_without_a_cap_sends_nothing(
 def test_a_refused_key_or_model_costs_one_request(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, fault: str, hint: str
 ) -> None:
+    """F7."""
     with ScriptedApi() as api, FaultProxy(api.url, [fault]) as proxy:
         config = make_closed(proxy.base_url)
         paths = save_prompt_table(config, 30)
@@ -169,6 +172,7 @@ def test_a_refused_key_or_model_costs_one_request(
 def test_empty_answers_are_rejected_and_too_many_of_them_stop_the_run(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F8."""
     with ScriptedApi() as api, FaultProxy(api.url, ["null_content:0.6"], seed=1) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
         paths = save_prompt_table(config, 150)

@@ -34,6 +34,7 @@ def test_a_few_empty_answers_are_rejects_only() -> None:
 
 
 def test_an_endpoint_that_answers_nobody_stops_the_run() -> None:
+    """F6."""
     guard = OutcomeGuard("here")
     errors = [guard.on_given_up(f"p{row}", DOWN) for row in range(20)]
     assert errors[:19] == [None] * 19
