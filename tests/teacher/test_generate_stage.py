@@ -214,7 +214,7 @@ class TestOnOneRay:
     def test_a_dead_ray_is_said_with_its_exit_code_and_the_stage_goes_on(
         self, make_config: MakeConfig, save_prompt_table: SavePrompts
     ) -> None:
-        """F3, with the raylet of a Ray that the driver has started."""
+        """F3: with the raylet of a Ray that the driver has started."""
         config = make_config()
         paths = save_prompt_table(config, 600)
         driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "0.8"})

@@ -211,7 +211,7 @@ def test_an_endpoint_without_logprobs_says_what_follows(
 def test_a_run_that_is_told_to_end_asks_for_no_more_and_stores_what_is_in_flight(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
-    """F4, without the signal: every answer that was paid for is stored, none is lost on the way."""
+    """F4: without the signal: every answer that was paid for is stored, none is lost on the way."""
     with ScriptedApi(latency=Latency(0.3)) as api:
         config = make_closed(api.base_url)
         paths = save_prompt_table(config, 200)
