@@ -31,7 +31,7 @@ from raystill.train.settings import resolve_settings
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
 from raystill.train.worker import train_worker
 
-# The loop without Ray; once everything is built, the process may have 24 MiB more and not a byte beyond.
+# The loop without Ray; once everything is built, the process may have 48 MiB more and not a byte beyond.
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -46,7 +46,7 @@ restore = worker.restore_latest
 def restore_then_limit(run):
     restore(run)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + 24 * 2**20
+    limit = pages * resource.getpagesize() + 48 * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 worker.restore_latest = restore_then_limit

