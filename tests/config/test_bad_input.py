@@ -54,6 +54,10 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
      "do_sample: false"),
     ("I30 top_p", OPEN, ["teacher.open.pipeline.top_p=0"], "> 0 and <= 1", "--set", "Nucleus"),
     ("I30 KD temperature", "", ["losses.kd_temperature=0"], "> 0 and <= 100", "--set", "KD temperature"),
+    ("I30 beta", "", ["losses.beta=1.5"], "> 0 and < 1", "--set", "jsd"),
+    ("I30 mixture weights",
+     "teacher: {open: {model: {name: a/b}}}\nprompts: {sources: [{path: a, weight: 0}]}\n", [], "weight", ":2:",
+     "weight"),
     ("I30 weights",
      "student: {base_model_name: a}\ntrain: {distillation: {}}\nlosses: {kl_weight: 0, ce_weight: 0}\n",
      [], "all weights", ":3:", "weight"),
@@ -64,6 +68,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
           "../up", "/abs", "a/b", "a;rm -rf x", "..", ".hidden", "", "a b", "x" * 101, "a\\b", "é", "a\n")],
     ("I37 NUL", 'run: {dir: "a\\0b"}\n', [], "U+0000", ":1:12", "delete"),
     ("I37 long part", "", [f"run.dir={'x' * 256}"], "at most 255", "--set run.dir", "Directory"),
+    ("I42 type of weights", "export: {dtype: int8}\n", [], "float32, bfloat16, float16", ":1:17", "exported"),
     ("empty path", "", ["run.dir=''"], "at most 255", "--set run.dir", "Directory"),
     ("null section", "training:\n", [], "null", ":1:10", "lines below"),
 ]  # fmt: skip

@@ -239,7 +239,7 @@ BAD_ROWS = {
     "empty": (row("  \n"), ":2: prompt is empty"),
     "number": ('{"prompt": 7}', ":2: prompt is a int instead of text"),
     "missing": ('{"other": "x"}', ":2: prompt is missing"),
-    "unknown task": (row("x", task="essay"), ":2: unknown task 'essay'"),
+    "unknown task": (row("x", task="essay"), ":2: unknown task 'essay'; known: .*exact"),
     "no reference": (row("x", task="exact"), ":2: task exact needs a reference"),
 }
 

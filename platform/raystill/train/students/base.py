@@ -93,8 +93,9 @@ def merge_adapter(model: Any, directory: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """The beginning of an error's text, for a message; with the line after it where that says what is meant."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
