@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from raystill.checkpoint.store import step_of
-from raystill.errors import ConfigError, DataError, EnvironmentFault
-from raystill.run.stage import execute
+from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
+from raystill.run.stage import Stage, execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
 from raystill.train.launch import require_resources, run_training, translate_failure
 from raystill.train.pointers import listed_checkpoints
@@ -234,6 +234,31 @@ def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_make
     with pytest.raises(EnvironmentFault, match="not a model"):
         DISTILL_STAGE.preflight(copied, world.paths(copied))
     assert not world.paths(copied).root.exists()
+
+
+@pytest.mark.parametrize("stage", [SFT_STAGE, DISTILL_STAGE])
+def test_a_student_that_is_not_there_is_refused_before_a_teacher_is_asked(
+    empty_world: Any, stage: Stage
+) -> None:
+    """I10, I13: without answers, before anything is written."""
+    assert stage.foresee is not None
+
+    def refuse(kind: type[RaystillError], text: str, **student: Any) -> None:
+        config = empty_world.config(student=student, train={"sft": {}, "distillation": {"init": "student"}})
+        with pytest.raises(kind, match=text) as caught:
+            stage.foresee(config, empty_world.paths(config))
+        assert caught.value.problems[0].fix
+        assert not empty_world.paths(config).root.exists()
+
+    missing = str(empty_world.root / "no-such-model")
+    refuse(ConfigError, "is not a directory", base_model_name=missing, init="base")
+    pickled = empty_world.root / "pickled"
+    empty_world.chat.tokenizer.save_pretrained(pickled)
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refuse(DataError, "only pickle weights", base_model_name=str(pickled), init="base")
+    refuse(ConfigError, "not described", init="shrink")
+    sound = empty_world.config(train={"sft": {}, "distillation": {"init": "student"}})
+    stage.foresee(sound, empty_world.paths(sound))
 
 
 def test_progress_says_where_the_run_is() -> None:
