@@ -66,6 +66,7 @@ def test_retention_without_a_directory_does_nothing(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_stops_the_save_with_both_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * 2**30))
     assert free_bytes(tmp_path / "not" / "yet") == 3 * 2**30

@@ -86,6 +86,7 @@ def test_a_sound_configuration_passes_and_shows_an_example(check: Callable[..., 
 def test_a_defect_is_found_with_its_repair(
     check: Callable[..., CheckResult], sections: dict[str, Any], code: int, message: str
 ) -> None:
+    """I7, I14, I33, I34, I44: before anything is started or paid for."""
     result = check(**sections)
     assert result.exit_code == code, result.findings
     found = next(f for f in result.findings if f.level == "error" and message in f.what + f.where + f.fix)

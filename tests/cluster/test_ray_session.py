@@ -27,6 +27,7 @@ def no_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_closed_port_is_named_at_once(address: str) -> None:
+    """I44."""
     started = time.monotonic()
     with (
         pytest.raises(RemoteError, match="no Ray cluster answers") as caught,
@@ -40,6 +41,7 @@ def test_a_closed_port_is_named_at_once(address: str) -> None:
 
 
 def test_something_that_is_no_address() -> None:
+    """I44."""
     with pytest.raises(RemoteError, match="not host:port"), ray_session(config_for("somewhere")):
         pass
 

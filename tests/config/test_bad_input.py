@@ -82,6 +82,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
 def test_each_mistake_gets_a_message_that_helps(
     tmp_path: Path, text: str, overrides: list[str], what: str, where: str, fix: str
 ) -> None:
+    """I1, I2, I3, I4, I5, I6, I8, I12, I30, I37, I42: each case is named after its input."""
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     before = sorted(tmp_path.iterdir())
@@ -99,6 +100,7 @@ def test_each_mistake_gets_a_message_that_helps(
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "5e-5", "2.0e-4", ".0001", "1e-04"])
 def test_learning_rates_are_numbers_however_written(tmp_path: Path, text: str) -> None:
+    """I3."""
     path = tmp_path / "ok.yaml"
     path.write_text(
         f"student: {{base_model_name: a}}\ntrain: {{sft: {{learning_rate: {text}}}}}\n", encoding="utf-8"
@@ -109,6 +111,7 @@ def test_learning_rates_are_numbers_however_written(tmp_path: Path, text: str) -
 
 
 def test_no_is_a_word_where_words_are_allowed(tmp_path: Path) -> None:
+    """I3."""
     path = tmp_path / "ok.yaml"
     path.write_text("student: {base_model_name: a}\ntrain: {sft: {eval_strategy: no}}\n", encoding="utf-8")
     section = load_config([path]).config.train.sft

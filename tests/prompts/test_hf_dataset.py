@@ -55,6 +55,7 @@ def test_which_split() -> None:
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "a\0b"])
 def test_index_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
+    """I37."""
     (tmp_path / "outside.arrow").touch()
     folder = tmp_path / "set"
     folder.mkdir()

@@ -176,6 +176,7 @@ def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, t
 
 
 def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> None:
+    """I33."""
     config = world.config(training={"num_workers": 8, "cpus_per_worker": 2})
     with pytest.raises(EnvironmentFault, match="need 16 CPU, and Ray has 4"):
         require_resources(config, {"CPU": 2.0}, {"CPU": 4.0})
@@ -192,6 +193,7 @@ def test_the_device_follows_the_cluster(empty_world: Any, wanted: str, gpus: int
 
 
 def test_what_this_machine_cannot_do_is_refused(empty_world: Any) -> None:
+    """I34."""
     with pytest.raises(EnvironmentFault, match="no CUDA device"):
         choose_device_type(empty_world.config(device={"type": "cuda"}), 0)
     half = resolve_settings(empty_world.config(train={"sft": {"fp16": True}}), "sft")
@@ -217,6 +219,7 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
 
 
 def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:
+    """I26, I36: another tokenizer, and a copy over files that are no model."""
     directory = world.root / "other"
     tokenizer_maker().save_pretrained(directory)
     (directory / "tokenizer.json").write_text(

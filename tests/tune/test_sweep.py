@@ -132,6 +132,7 @@ def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
 
 
 def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:
+    """I33."""
     with pytest.raises(EnvironmentFault, match="a trial takes 4096 CPU"):
         run_sweep(sweep_config("large", resources={"cpus": 4096}, space={RATE: {"uniform": [1e-3, 2e-3]}}))
 

@@ -126,6 +126,7 @@ def test_qlora_resumes_byte_for_byte(world: Any) -> None:
 def test_without_the_package_the_stage_is_refused_at_start(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I34."""
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     config = qlora_config(world, "missing")
     assert SFT_STAGE.preflight is not None
