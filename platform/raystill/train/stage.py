@@ -130,17 +130,20 @@ def _distill_inputs(config: Config) -> tuple[StageName, ...]:
     return tuple(inputs)
 
 
-def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> TrainSettings:
+def _starts_from_this_run(config: Config, stage: TrainStageName) -> bool:
+    return stage == "distill" and starts_from_sft(config)
+
+
+def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
     """Refuse what no answer of a teacher can make right; returns the stage's settings."""
-    from raystill.train.build import load_student_chat, require_described
+    from raystill.train.build import require_described
     from raystill.train.output import validate_copy_target
     from raystill.train.students.base import refuse_pickle
     from raystill.train.students.quantize import require_bitsandbytes
     from raystill.train.trackers import require_tracker
 
     settings = resolve_settings(config, stage)
-    is_sft_model = stage == "distill" and starts_from_sft(config)
-    if trained_model(config, stage) == "student" and not is_sft_model:
+    if trained_model(config, stage) == "student" and not _starts_from_this_run(config, stage):
         require_described(config)
         if config.student.base_model_name is not None:
             refuse_pickle(config.student.base_model_name)
@@ -150,9 +153,16 @@ def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> TrainSet
     require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
-    if not is_sft_model:
-        load_student_chat(config, paths, stage)
     return settings
+
+
+def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
+    """Refuse, before a teacher is asked, what can be seen without the output of the stages before."""
+    from raystill.train.build import load_student_chat
+
+    _require_possible(config, stage)
+    if not _starts_from_this_run(config, stage):
+        load_student_chat(config, paths, stage)
 
 
 def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
@@ -163,7 +173,7 @@ def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     from raystill.train.teachers.load import locate_teachers, require_same_tokens
     from raystill.train.token_match import match_tokenizers
 
-    settings = _foresee(config, paths, stage)
+    settings = _require_possible(config, stage)
     store = load_store(paths.store)
     chat = load_student_chat(config, paths, stage)
     match_tokenizers(config, store, chat, settings.reads_stored_signals)
