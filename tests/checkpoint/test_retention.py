@@ -118,6 +118,7 @@ def test_the_best_by_the_stored_metric_stay(tmp_path: Path) -> None:
 def test_room_is_made_in_order_and_refused_where_that_is_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35."""
     for step in (5, 6, 7, 8, 9):
         save(tmp_path, step)
     pin(tmp_path, 5)

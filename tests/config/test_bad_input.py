@@ -47,6 +47,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
     ("I8 secret", f"run: {{name: {SECRET}}}\n", [], "literal secret", ":1:13", "environment"),
     ("I12 remote code", "teacher: {open: {model: {name: a/b, trust_remote_code: true}}}\n", [],
      "trust_remote_code", ":1:56", "revision"),
+    ("I28 more than are kept", OPEN, ["teacher.signals.num_logprobs=500"], "<= 256", "--set", "K: logprobs"),
     ("I30 k", OPEN, ["teacher.signals.num_logprobs=-1"], "-1", "--set", "K: logprobs"),
     ("I30 temperature", OPEN, ["teacher.open.pipeline.temperature=-0.5"], ">= 0 and <= 100", "--set",
      "temperature"),
@@ -82,7 +83,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
 def test_each_mistake_gets_a_message_that_helps(
     tmp_path: Path, text: str, overrides: list[str], what: str, where: str, fix: str
 ) -> None:
-    """I1, I2, I3, I4, I5, I6, I8, I12, I30, I37, I42: each case is named after its input."""
+    """I1, I2, I3, I4, I5, I6, I8, I12, I28, I30, I37, I42: each case is named after its input."""
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     before = sorted(tmp_path.iterdir())

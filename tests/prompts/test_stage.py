@@ -350,8 +350,9 @@ def test_missing_columns_of_csv_and_parquet(prepared: Any, write_lines: Write, t
     for path in (write_lines("a,b", "1,2", name="x.csv"), tmp_path / "x.parquet"):
         if path.suffix == ".parquet":
             pq.write_table(pa.table({"a": ["1"], "b": ["2"]}), path)
-        with pytest.raises(DataError, match="have a, b; want messages"):
+        with pytest.raises(DataError, match="have a, b; want messages") as error:
             prepared.prepare({"path": str(path)})
+        assert "`key: a`" in error.value.problems[0].fix
     assert prepared.left_behind() == []
 
 

@@ -145,6 +145,7 @@ def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> N
 
 
 def test_a_run_without_answers_gets_no_files(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """I14: a sweep over nothing."""
     loaded = sweep_config("early", search="random", num_samples=1, space={RATE: {"uniform": [1e-4, 1e-3]}})
     section = loaded.config.run.model_copy(update={"dir": str(tmp_path)})
     empty = LoadedConfig(loaded.config.model_copy(update={"run": section}))

@@ -154,6 +154,7 @@ def test_an_expensive_run_without_a_cap_sends_nothing(
 def test_a_refused_key_or_model_costs_one_request(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, fault: str, hint: str
 ) -> None:
+    """I10: at an endpoint."""
     with ScriptedApi() as api, FaultProxy(api.url, [fault]) as proxy:
         config = make_closed(proxy.base_url)
         paths = save_prompt_table(config, 30)

@@ -78,6 +78,7 @@ def test_a_missing_seed_is_said() -> None:
 
 
 def test_a_wrong_model_costs_one_request() -> None:
+    """I10."""
     with pytest.raises(RemoteError, match="does not exist"):
         probe(model="other")
 

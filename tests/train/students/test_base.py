@@ -45,6 +45,7 @@ def test_keys_that_agree_are_accepted(checkpoint: str) -> None:
     ],
 )
 def test_keys_that_disagree_are_refused(checkpoint: str, key: str, value: Any, own: Any) -> None:
+    """I6."""
     with pytest.raises(ConfigError, match=f"{key} is {value}, the base has {own}"):
         load_base_student(section(checkpoint, **{key: value}), "sdpa")
 

@@ -81,6 +81,7 @@ def qlora_config(world: Any, name: str, **training: Any) -> Any:
 
 
 def test_the_assistant_trains_in_4_bits_and_merges_what_it_trained(world: Any) -> None:
+    """I42."""
     from peft import PeftModel
 
     config = qlora_config(world, "qlora", steps=20)
