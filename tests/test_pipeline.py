@@ -49,6 +49,7 @@ class Recorder:
     def __init__(self) -> None:
         self.bodies: list[str] = []
         self.fail_in: str | None = None
+        self.refuses = False
         self.ray_sessions = 0
         self.steps: list[tuple[Step, bool]] = []
         self.events: list[str] = []
@@ -61,6 +62,10 @@ class Recorder:
         path = context.output / "out.json"
         path.write_text(json.dumps({"seed": context.config.run.seed}), encoding="utf-8")
         return StageResult(counts={"rows": 1}, files=[path])
+
+    def foresee(self, config: Config, paths: RunPaths) -> None:
+        if self.refuses:
+            raise ConfigError("there is no such student", where="student.base_model_name")
 
     def step_started(self, name: Step, position: int, total: int) -> None:
         assert 1 <= position <= total
@@ -82,6 +87,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             config_keys=("run.seed",) if name == "prepare" else (),
             inputs=lambda config, name=name: GRAPH[name],
             body=recorder.body,
+            foresee=recorder.foresee,
             needs_ray=name == "generate",
         )
 
@@ -191,6 +197,19 @@ def test_a_failed_stage_is_done_again_and_what_was_before_it_is_kept(
     recorder.bodies.clear()
     run_pipeline(load())
     assert recorder.bodies == ["sft", "distill", "evaluate", "export", "report"]
+
+
+def test_what_later_stages_refuse_stops_a_run_before_its_first_one(
+    recorder: Recorder, load: Callable[..., LoadedConfig]
+) -> None:
+    recorder.refuses = True
+    with pytest.raises(ConfigError, match="no such student"):
+        run_pipeline(load())
+    assert recorder.bodies == [] and recorder.ray_sessions == 0
+    recorder.refuses = False
+    run_pipeline(load())
+    recorder.refuses = True
+    assert all(step.skipped for step in run_pipeline(load()).steps)  # nothing is left to refuse
 
 
 def test_two_runs_of_one_directory_never_work_at_once(

@@ -210,6 +210,7 @@ def still_says_the_same(raw: bytes, whole: bytes) -> bool:
 
 
 def test_an_unknown_schema_version_is_named(tmp_path: Path) -> None:
+    """I43."""
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     (path / "manifest.json").write_text(

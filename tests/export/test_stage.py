@@ -110,6 +110,7 @@ def test_the_card_is_honest_and_names_no_machine(run: Any) -> None:
 
 
 def test_without_vllm_the_reason_is_recorded(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I42."""
     monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
     execute(STAGE, with_export(run.config, verify_prompts=4), run.paths)
     verdict = json.loads(run.paths.export_verdict.read_text(encoding="utf-8"))
@@ -174,6 +175,7 @@ def test_a_kill_in_the_middle_leaves_no_half_model_and_a_retry_is_whole(run: Any
 
 
 def test_weights_that_overflow_the_type_are_refused(run: Any, small_run_module: ModuleType) -> None:
+    """I42."""
     directory = run.paths.model("sft")
     kept = directory.with_name("kept")
     shutil.copytree(directory, kept)

@@ -93,6 +93,7 @@ def submit_line(dashboard: str, folder: Path, *more: str) -> list[str]:
 
 
 def test_without_the_token_nothing_is_answered(dashboard: str, tmp_path: Path) -> None:
+    """I44."""
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30)
     assert refused.value.code == 401

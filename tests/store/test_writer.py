@@ -170,6 +170,7 @@ def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
 def test_a_commit_that_would_not_fit_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35."""
     store = open_store(tmp_path / "store", IDENTITY, 1)
     rows = [make_row(i, num_tokens=200) for i in range(50)]
     asked: list[int] = []

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of, verify_checkpoint
-from raystill.errors import ConfigError, DataError, EnvironmentFault
-from raystill.run.stage import execute
+from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
+from raystill.run.stage import Stage, execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
 from raystill.train.group import WorkerGroup
 from raystill.train.launch import require_resources, run_training, translate_failure
@@ -251,6 +251,7 @@ class StopAtOnce:
 
 
 def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> None:
+    """I33."""
     config = world.config(training={"num_workers": 8, "cpus_per_worker": 2})
     with pytest.raises(EnvironmentFault, match="need 16 CPU, and Ray has 4"):
         require_resources(config, {"CPU": 2.0}, {"CPU": 4.0})
@@ -267,6 +268,7 @@ def test_the_device_follows_the_cluster(empty_world: Any, wanted: str, gpus: int
 
 
 def test_what_this_machine_cannot_do_is_refused(empty_world: Any) -> None:
+    """I34."""
     with pytest.raises(EnvironmentFault, match="no CUDA device"):
         choose_device_type(empty_world.config(device={"type": "cuda"}), 0)
     half = resolve_settings(empty_world.config(train={"sft": {"fp16": True}}), "sft")
@@ -292,6 +294,7 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
 
 
 def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:
+    """I26, I36: another tokenizer, and a copy over files that are no model."""
     directory = world.root / "other"
     tokenizer_maker().save_pretrained(directory)
     (directory / "tokenizer.json").write_text(
@@ -309,6 +312,31 @@ def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_make
     with pytest.raises(EnvironmentFault, match="not a model"):
         DISTILL_STAGE.preflight(copied, world.paths(copied))
     assert not world.paths(copied).root.exists()
+
+
+@pytest.mark.parametrize("stage", [SFT_STAGE, DISTILL_STAGE])
+def test_a_student_that_is_not_there_is_refused_before_a_teacher_is_asked(
+    empty_world: Any, stage: Stage
+) -> None:
+    """I10, I13: without answers, before anything is written."""
+    assert stage.foresee is not None
+
+    def refuse(kind: type[RaystillError], text: str, **student: Any) -> None:
+        config = empty_world.config(student=student, train={"sft": {}, "distillation": {"init": "student"}})
+        with pytest.raises(kind, match=text) as caught:
+            stage.foresee(config, empty_world.paths(config))
+        assert caught.value.problems[0].fix
+        assert not empty_world.paths(config).root.exists()
+
+    missing = str(empty_world.root / "no-such-model")
+    refuse(ConfigError, "is not a directory", base_model_name=missing, init="base")
+    pickled = empty_world.root / "pickled"
+    empty_world.chat.tokenizer.save_pretrained(pickled)
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refuse(DataError, "only pickle weights", base_model_name=str(pickled), init="base")
+    refuse(ConfigError, "not described", init="shrink")
+    sound = empty_world.config(train={"sft": {}, "distillation": {"init": "student"}})
+    stage.foresee(sound, empty_world.paths(sound))
 
 
 def test_progress_says_where_the_run_is() -> None:

@@ -88,7 +88,7 @@ def test_an_older_checkpoint_is_gone_on_from(world: Any, change: Callable[..., d
 
 
 def test_a_newer_checkpoint_is_named_and_nothing_is_trained_over_it(world: Any) -> None:
-    """F31."""
+    """F31, I43."""
     config = world.config()
     path = train_to_first_save(world, config)
     rewrite(path, SCHEMA_VERSION + 1, lambda state: state | {"more": 1})

@@ -290,6 +290,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoints_intact(
 
 
 def test_other_training_rows_are_not_continued(world: Any, chat: Any, store_writer: Any, rows: Any) -> None:
+    """I43."""
     config = world.config()
     with pytest.raises(StopError):
         train_worker(world.job(config), WorkerGroup(), StopAfter(1))

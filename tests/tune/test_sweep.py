@@ -146,6 +146,7 @@ def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
 
 
 def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:
+    """I33."""
     with pytest.raises(EnvironmentFault, match="a trial takes 4096 CPU"):
         run_sweep(sweep_config("large", resources={"cpus": 4096}, space={RATE: {"uniform": [1e-3, 2e-3]}}))
 
@@ -158,6 +159,7 @@ def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> N
 
 
 def test_a_run_without_answers_gets_no_files(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """I14: a sweep over nothing."""
     loaded = sweep_config("early", search="random", num_samples=1, space={RATE: {"uniform": [1e-4, 1e-3]}})
     section = loaded.config.run.model_copy(update={"dir": str(tmp_path)})
     empty = LoadedConfig(loaded.config.model_copy(update={"run": section}))

@@ -144,6 +144,7 @@ def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(
 def test_an_expensive_run_without_a_cap_sends_nothing(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """I46."""
     with ScriptedApi() as api:
         config = make_closed(api.base_url, prices={"prompt": 1000.0, "completion": 1000.0})
         save_prompt_table(config, 50)
@@ -159,7 +160,7 @@ def test_an_expensive_run_without_a_cap_sends_nothing(
 def test_a_refused_key_or_model_costs_one_request(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, fault: str, hint: str
 ) -> None:
-    """F7."""
+    """F7, I10: at an endpoint."""
     with ScriptedApi() as api, FaultProxy(api.url, [fault]) as proxy:
         config = make_closed(proxy.base_url)
         paths = save_prompt_table(config, 30)
@@ -172,7 +173,7 @@ def test_a_refused_key_or_model_costs_one_request(
 def test_empty_answers_are_rejected_and_too_many_of_them_stop_the_run(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
-    """F8."""
+    """F8, I47."""
     with ScriptedApi() as api, FaultProxy(api.url, ["null_content:0.6"], seed=1) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
         paths = save_prompt_table(config, 150)
@@ -188,6 +189,7 @@ def test_empty_answers_are_rejected_and_too_many_of_them_stop_the_run(
 def test_an_endpoint_without_logprobs_says_what_follows(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, teacher_dir: Path
 ) -> None:
+    """I29."""
     from raystill.testing.scripted_chat import Capabilities
 
     with ScriptedApi(capabilities=Capabilities(max_top_logprobs=0)) as api:

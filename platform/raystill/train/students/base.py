@@ -44,9 +44,24 @@ def load_causal_lm(name: str, attention: str, save_path: str | None = None, **op
             **options,
         )
     except (OSError, ValueError) as error:
+        refuse_pickle(name)
         raise _unloadable(name, error) from error
     require_finite_weights(model.named_parameters(), name, "fetch or train the model again: it is broken")
     return model
+
+
+def refuse_pickle(name: str) -> None:
+    """Raise DataError for a local checkpoint that has weights as pickles only; a hub's is seen on loading."""
+    if not is_local_name(name):
+        return
+    directory = Path(name).expanduser()
+    pickles = [item.name for item in directory.glob("*") if item.suffix in _PICKLE_SUFFIXES]
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise DataError(
+            f"the model has only pickle weights ({pickles[0]}); loading those can run any code",
+            where=name,
+            fix="convert them to safetensors on a machine you can throw away, with save_pretrained",
+        )
 
 
 def load_base_student(student: StudentSection, attention: str) -> Any:
@@ -97,8 +112,9 @@ def merge_adapter(model: Any, directory: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """The beginning of an error's text, for a message; two lines of it where the first only announces."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
@@ -108,17 +124,6 @@ def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
             where=name,
             fix="check the spelling and the network, or give the path of a local copy",
         )
-    directory = Path(name).expanduser()
-    if any(directory.glob(f"*{suffix}") for suffix in _PICKLE_SUFFIXES) and not any(
-        directory.glob("*.safetensors")
-    ):
-        pickles = [item.name for item in directory.iterdir() if item.suffix in _PICKLE_SUFFIXES]
-        if pickles:
-            return DataError(
-                f"the model has only pickle weights ({pickles[0]}); loading those can run any code",
-                where=name,
-                fix="convert them to safetensors on a machine you can throw away, with save_pretrained",
-            )
     return DataError(
         f"the model can't be loaded: {first_line(error)}",
         where=name,

@@ -1,7 +1,9 @@
-"""The faults that are injected, and that each of them has a test which says so.
+"""The faults that are injected and the bad inputs that are tried, and that each has a test which says so.
 
-A test that shows what happens under a fault begins its docstring with the fault's label, or with several:
-`F9.`, `F9: what it shows`, `F1, F2.`. There is no F37: a push to a hub, and nothing is pushed.
+A test that shows what happens begins its docstring with the label, or with several: `F9.`, `F9: what it
+shows`, `F27, I18.`. A test of a fault shows the run's way out of it; a test of a bad input one clear error
+before anything expensive, with what, where and a fix, or the handling that the input's name promises. There
+is no F37: a push to a hub, and nothing is pushed.
 """
 
 from __future__ import annotations
@@ -56,9 +58,59 @@ FAULTS = {
     "F39": "an engine's process dies or hangs, and the rows that make it so",
     "F40": "the disk reports errors for flush and rename",
 }
+INPUTS = {
+    "I1": "YAML that can't be parsed, or with tabs",
+    "I2": "an unknown key, with the nearest spelling",
+    "I3": "a value of another type, words for booleans, 1e-4",
+    "I4": "a key given twice",
+    "I5": "alias bombs, object tags and huge files",
+    "I6": "keys that can't both be meant",
+    "I7": "an environment variable for a key that isn't set",
+    "I8": "a secret written into the configuration",
+    "I9": "an endpoint without a scheme, or a key in plain text",
+    "I10": "a model or data set that isn't there, or is gated",
+    "I11": "a branch instead of a commit",
+    "I12": "a model that brings its own code",
+    "I13": "weights that are pickles",
+    "I14": "a source that is missing, empty or filtered to nothing",
+    "I15": "broken lines, byte order marks, CRLF, trailing commas",
+    "I16": "missing columns",
+    "I17": "ids that are missing or used twice",
+    "I18": "conversations of a wrong shape",
+    "I19": "two dialects of conversations in one source",
+    "I20": "lone surrogates, NUL, invalid UTF-8",
+    "I21": "prompts beyond the teacher's context, contexts that are no number",
+    "I22": "loss tokens that don't fit into a row",
+    "I23": "no chat template, or one without marks for the assistant's turns",
+    "I24": "a template that doubles BOS or leaves out EOS",
+    "I25": "no pad token, or the EOS as one",
+    "I26": "a student with another tokenizer than the logprobs",
+    "I27": "vocabularies that differ in padding only",
+    "I28": "more logprobs than there can be",
+    "I29": "an endpoint without logprobs",
+    "I30": "numbers out of their range",
+    "I31": "LoRA targets that match nothing",
+    "I32": "a LoRA rank or adapter that doesn't fit the base",
+    "I33": "more workers or devices than there are",
+    "I34": "a device, type or package that isn't here",
+    "I35": "too little disk or memory for what is planned",
+    "I36": "an output directory that is taken, a file, or can't be written",
+    "I37": "names and paths that lead elsewhere",
+    "I38": "markup, links and escapes in a teacher's text",
+    "I39": "a search space that makes no sense",
+    "I40": "a sweep's metric that is never reported, or never a number",
+    "I41": "an unknown task, or a data set that needs the network",
+    "I42": "exports in a format, type or state that can't be served",
+    "I43": "checkpoints and stages of other data or a newer program",
+    "I44": "a Ray cluster out of reach, of another version or without a token",
+    "I45": "proxies and certificates between here and the endpoint",
+    "I46": "an expensive run without a cap",
+    "I47": "too many empty answers",
+    "I48": "a student that is no smaller than its teacher",
+}
 # Such tests don't run with the others.
 _RARE = ("soak", "gpu")
-_LABELS = re.compile(r"^(F\d+(?:, F\d+)*)[.:]")
+_LABELS = re.compile(r"^([FI]\d+(?:, [FI]\d+)*)[.:]")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -90,10 +142,10 @@ def labelled_tests() -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("label", FAULTS)
-def test_a_fault_has_a_test(label: str) -> None:
-    assert labelled_tests().get(label), f"{label}: {FAULTS[label]}"
+@pytest.mark.parametrize("label", [*FAULTS, *INPUTS])
+def test_each_has_a_test(label: str) -> None:
+    assert labelled_tests().get(label), f"{label}: {(FAULTS | INPUTS)[label]}"
 
 
 def test_no_label_is_unknown() -> None:
-    assert labelled_tests().keys() <= FAULTS.keys()
+    assert labelled_tests().keys() <= (FAULTS | INPUTS).keys()
