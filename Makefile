@@ -11,6 +11,8 @@
 
 PYTHON ?=
 TEST_WORKERS ?= 2
+# In the order of their names: the largest files first would leave the longest test, a file of its own, to the end.
+PARALLEL = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 VENV := .venv/bin
 
 .PHONY: demo test check bench clean distclean setup setup-dev lock
@@ -25,14 +27,14 @@ demo: setup
 	@$(VENV)/raystill run --config configs/demo.yaml
 
 test: setup-dev
-	@$(VENV)/python -m pytest -m "not soak" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(VENV)/python -m pytest -m "not soak" $(PARALLEL) $(PYTEST_ARGS)
 
 check: setup-dev
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports
-	$(VENV)/python -m pytest -m "not ray and not vllm and not e2e and not soak and not gpu" $(PYTEST_ARGS)
+	$(VENV)/python -m pytest -m "not ray and not vllm and not e2e and not soak and not gpu" $(PARALLEL) $(PYTEST_ARGS)
 
 bench: setup-dev
 	@$(VENV)/raystill bench all --quick
