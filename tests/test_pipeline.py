@@ -49,6 +49,7 @@ class Recorder:
     def __init__(self) -> None:
         self.bodies: list[str] = []
         self.fail_in: str | None = None
+        self.refuses = False
         self.ray_sessions = 0
         self.steps: list[tuple[Step, bool]] = []
         self.events: list[str] = []
@@ -61,6 +62,10 @@ class Recorder:
         path = context.output / "out.json"
         path.write_text(json.dumps({"seed": context.config.run.seed}), encoding="utf-8")
         return StageResult(counts={"rows": 1}, files=[path])
+
+    def foresee(self, config: Config, paths: RunPaths) -> None:
+        if self.refuses:
+            raise ConfigError("there is no such student", where="student.base_model_name")
 
     def step_started(self, name: Step, position: int, total: int) -> None:
         assert 1 <= position <= total
@@ -82,6 +87,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             config_keys=("run.seed",) if name == "prepare" else (),
             inputs=lambda config, name=name: GRAPH[name],
             body=recorder.body,
+            foresee=recorder.foresee,
             needs_ray=name == "generate",
         )
 
@@ -166,6 +172,7 @@ def test_fresh_runs_everything_again(recorder: Recorder, load: Callable[..., Loa
 def test_a_changed_setting_is_refused_by_name_before_ray_starts(
     recorder: Recorder, load: Callable[..., LoadedConfig]
 ) -> None:
+    """F32."""
     run_pipeline(load(), until="prepare")
     with pytest.raises(ConfigError, match=r"run\.seed: 0 -> 5"):
         run_pipeline(load(seed=5))
@@ -192,9 +199,23 @@ def test_a_failed_stage_is_done_again_and_what_was_before_it_is_kept(
     assert recorder.bodies == ["sft", "distill", "evaluate", "export", "report"]
 
 
+def test_what_later_stages_refuse_stops_a_run_before_its_first_one(
+    recorder: Recorder, load: Callable[..., LoadedConfig]
+) -> None:
+    recorder.refuses = True
+    with pytest.raises(ConfigError, match="no such student"):
+        run_pipeline(load())
+    assert recorder.bodies == [] and recorder.ray_sessions == 0
+    recorder.refuses = False
+    run_pipeline(load())
+    recorder.refuses = True
+    assert all(step.skipped for step in run_pipeline(load()).steps)  # nothing is left to refuse
+
+
 def test_two_runs_of_one_directory_never_work_at_once(
     recorder: Recorder, load: Callable[..., LoadedConfig]
 ) -> None:
+    """F30."""
     paths = RunPaths.from_config(load().config)
     refused: list[str] = []
 
@@ -215,6 +236,8 @@ def test_two_runs_of_one_directory_never_work_at_once(
 def test_sigterm_ends_a_run_like_ctrl_c(
     recorder: Recorder, load: Callable[..., LoadedConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F4."""
+
     def killed(paths: RunPaths, config: Config) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -151,6 +151,7 @@ def test_a_preview_is_the_first_command_and_its_rows_are_not_asked_again(tmp_pat
 
 
 def test_a_terminated_generation_goes_on_where_it_was(tmp_path: Path) -> None:
+    """F4: SIGTERM, the exit code and the words."""
     config = write_config(tmp_path)
     command = [sys.executable, "-m", "raystill.cli.main", "generate", "--config", str(config),
                "--set", "teacher.engine=fake",

@@ -29,6 +29,7 @@ from raystill.config.yaml_text import render_config
 from raystill.errors import ConfigError, Problem, RaystillError
 from raystill.run.events import EventLog
 from raystill.run.lock import hold_lock
+from raystill.run.manifest import load_manifest
 from raystill.run.paths import MANIFEST_NAME, STAGE_NAMES, RunPaths, StageName
 from raystill.run.publish import make_directory, publish_file
 from raystill.run.stage import Stage, StageContext, execute, load_inputs
@@ -265,6 +266,7 @@ def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer)
     started = time.monotonic()
     results = []
     with hold_lock(paths.lock), _RaySession(config, paths, observer.event) as ray, _sigterm_interrupts():
+        _foresee(steps, config, paths, fresh=how.fresh)
         _save_resolved(config, paths)
         for position, name in enumerate(steps, 1):
             observer.step_started(name, position, len(steps))
@@ -275,6 +277,16 @@ def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer)
             observer.step_finished(result)
             results.append(result)
     return RunResult(paths, tuple(results), time.monotonic() - started)
+
+
+def _foresee(steps: list[Step], config: Config, paths: RunPaths, *, fresh: bool) -> None:
+    """Let later stages refuse what they can refuse already, before the first one costs time or money."""
+    for name in steps[1:]:
+        if name == "report":
+            continue
+        stage = load_stage(name)
+        if stage.foresee is not None and (fresh or load_manifest(paths.stage_dir(name)) is None):
+            stage.foresee(config, paths)
 
 
 def _run_one(

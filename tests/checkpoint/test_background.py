@@ -119,6 +119,7 @@ def test_every_byte_is_written_once(writer: BackgroundWriter, tmp_path: Path) ->
 
 
 def test_kill_9_at_every_point_of_a_background_write_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    """F16."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=240, check=True
     )

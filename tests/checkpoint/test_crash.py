@@ -38,6 +38,7 @@ def test_every_failpoint_was_passed(crashed: tuple[Path, dict[str, int]]) -> Non
 
 
 def test_the_newest_published_step_is_there_and_whole(crashed: tuple[Path, dict[str, int]]) -> None:
+    """F16."""
     directories = [path for path in sorted(crashed[0].iterdir()) if path.is_dir()]
     assert len(directories) == sum(crashed[1].values()) + len(crashed[1])
     for directory in directories:
@@ -52,6 +53,7 @@ def test_the_newest_published_step_is_there_and_whole(crashed: tuple[Path, dict[
 
 
 def test_the_next_save_cleans_up(crashed: tuple[Path, dict[str, int]]) -> None:
+    """F16."""
     for directory in sorted(crashed[0].iterdir()):
         if not directory.is_dir():
             continue

@@ -76,6 +76,7 @@ def test_without_a_save_at_the_milestone_the_first_one_after_it_stands_for_it() 
 
 
 def test_pressure_lets_the_recent_ones_go_one_by_one() -> None:
+    """F15."""
     steps = [610, 620, 630, 640]
     for free, kept in ((10.0, 4), (9.9, 1), (9.0, 1)):
         found = plan(steps, total=10_000, recent=4, free=free, least=10.0, current=640)
@@ -91,6 +92,7 @@ def test_what_goes_anyway_counts_as_room() -> None:
 
 
 def test_pressure_never_takes_milestones_the_current_or_what_is_in_use() -> None:
+    """F15."""
     found = plan([100, 150, 200, 250, 300], recent=3, free=0.0, least=100.0, current=300, in_use=(150,))
     assert found.keep == (100, 150, 250, 300)
 

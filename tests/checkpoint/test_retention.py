@@ -66,6 +66,7 @@ def test_retention_without_a_directory_does_nothing(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_stops_the_save_with_both_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * 2**30))
     assert free_bytes(tmp_path / "not" / "yet") == 3 * 2**30
@@ -117,6 +118,7 @@ def test_the_best_by_the_stored_metric_stay(tmp_path: Path) -> None:
 def test_room_is_made_in_order_and_refused_where_that_is_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F15, I35."""
     for step in (5, 6, 7, 8, 9):
         save(tmp_path, step)
     pin(tmp_path, 5)

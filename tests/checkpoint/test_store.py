@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_the_newest_that_verifies_is_resumed_from(tmp_path: Path) -> None:
+    """F17."""
     for step in (1, 20, 3):
         save(tmp_path, step)
     assert [path.name for path in list_checkpoints(tmp_path)] == [
@@ -155,6 +157,7 @@ def test_the_newest_that_verifies_is_resumed_from(tmp_path: Path) -> None:
 
 
 def test_foreign_half_written_and_renamed_directories_are_passed_over(tmp_path: Path) -> None:
+    """F18."""
     save(tmp_path, 7)
     for foreign in (
         "step-abc",
@@ -178,6 +181,7 @@ def test_foreign_half_written_and_renamed_directories_are_passed_over(tmp_path: 
     "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
 def test_every_flipped_byte_truncation_and_missing_file_is_noticed(tmp_path: Path, name: str) -> None:
+    """F17, F18."""
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     file, rng = path / name, random.Random(name)
@@ -206,6 +210,7 @@ def still_says_the_same(raw: bytes, whole: bytes) -> bool:
 
 
 def test_an_unknown_schema_version_is_named(tmp_path: Path) -> None:
+    """I43."""
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     (path / "manifest.json").write_text(
@@ -216,6 +221,7 @@ def test_an_unknown_schema_version_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    """F22."""
     tensors = small()
     tensors["model"]["bias"][1] = float("nan")
     path = save_checkpoint(tmp_path, 1, tensors=tensors, state={})
@@ -232,3 +238,13 @@ def test_a_moved_directory_still_loads(tmp_path: Path) -> None:
     save(tmp_path / "here", 4)
     (tmp_path / "here").rename(tmp_path / "there")
     assert latest_valid(tmp_path / "there").step == 4
+
+
+def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) -> None:
+    """F29: the files of later steps look older, and two of them are of the same second."""
+    for step, seconds in ((10, 2_000_000_000), (9, 2_100_000_000), (100, 1_000_000_000), (99, 1_000_000_000)):
+        path = save(tmp_path, step)
+        for file in (*path.iterdir(), path):
+            os.utime(file, (seconds, seconds))
+    assert [path.name[-3:] for path in list_checkpoints(tmp_path)] == ["009", "010", "099", "100"]
+    assert latest_valid(tmp_path).step == 100

@@ -78,6 +78,7 @@ def test_prune_keeps_the_promise_and_pins(run: Path, capsys: pytest.CaptureFixtu
 
 
 def test_verify_names_the_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """F17."""
     assert call(capsys, "verify", str(run), "--strict")["num_checkpoints"] == 8
     weights = step_directory(run / "sft" / "checkpoints", 60) / "model.safetensors"
     content = bytearray(weights.read_bytes())

@@ -184,6 +184,7 @@ def test_a_stage_before_its_input_says_what_to_run_first(run: Run, good: Path) -
 
 @pytest.mark.parametrize("make", ["file", "foreign"])
 def test_foreign_files_are_left_alone(make: str, run: Run, good: Path, tmp_path: Path) -> None:
+    """I36."""
     root = tmp_path / "runs" / "r"
     if make == "file":
         root.parent.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ DEMO = Path(__file__).resolve().parents[2] / "platform" / "raystill" / "demo"
 
 
 @pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckResult]:
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """A sound configuration, with other sections where they are given."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    def run(asks_endpoints: bool = False, **sections: Any) -> CheckResult:
+    def make(**sections: Any) -> Config:
         values: dict[str, Any] = {
             "run": {"name": "r", "dir": str(tmp_path / "runs")},
             "device": {"type": "cpu"},
@@ -41,7 +43,15 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chec
             "train": {"sft": {}},
             "training": {"checkpoint_cleanup": {"min_free_space_gb": 0.1}},
         }  # fmt: skip
-        config = Config.model_validate(values | sections)
+        return Config.model_validate(values | sections)
+
+    return make
+
+
+@pytest.fixture
+def check(configuration: Callable[..., Config]) -> Callable[..., CheckResult]:
+    def run(asks_endpoints: bool = False, **sections: Any) -> CheckResult:
+        config = configuration(**sections)
         return run_check(config, plan_run(LoadedConfig(config)), asks_endpoints=asks_endpoints)
 
     return run
@@ -76,10 +86,28 @@ def test_a_sound_configuration_passes_and_shows_an_example(check: Callable[..., 
 def test_a_defect_is_found_with_its_repair(
     check: Callable[..., CheckResult], sections: dict[str, Any], code: int, message: str
 ) -> None:
+    """I7, I14, I33, I34, I44: before anything is started or paid for."""
     result = check(**sections)
     assert result.exit_code == code, result.findings
     found = next(f for f in result.findings if f.level == "error" and message in f.what + f.where + f.fix)
     assert found.fix
+
+
+def test_too_little_disk_and_memory_are_found_with_both_numbers(
+    configuration: Callable[..., Config],
+) -> None:
+    """I35: disk that isn't there is in the way; memory is an estimate, and a warning."""
+    config = configuration()
+    plan = plan_run(LoadedConfig(config))
+    assert plan.disk_bytes > 0 and plan.memory_bytes
+    enough = plan.free_disk_bytes
+    plan = replace(plan, disk_bytes=enough + 5 * 10**9, memory_bytes=2**50)
+    result = run_check(config, plan)
+    assert result.exit_code == 4
+    found = next(f for f in result.findings if f.level == "error")
+    assert f"{plan.disk_bytes / 1e9:.1f} GB" in found.what and f"{enough / 1e9:.1f} GB are free" in found.what
+    assert found.where == plan.run_dir and "run.dir" in found.fix
+    assert "1048576.0 GiB" in said(result, "environment", "warning")
 
 
 def said(result: CheckResult, area: str, level: str = "ok") -> str:

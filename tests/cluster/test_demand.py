@@ -37,6 +37,7 @@ def test_stages_say_what_they_ask_for() -> None:
     ],
 )
 def test_what_a_cluster_can_never_have_is_a_problem(vllm: dict[str, Any], message: str | None) -> None:
+    """I33."""
     config = make(teacher={"open": {"model": {"name": "t"}}, "vllm": vllm})
     demand = stage_demand(config, "generate", "cuda")
     assert demand is not None

@@ -104,6 +104,7 @@ def test_what_is_unknown_is_none_and_what_is_assumed_is_said(tmp_path: Path) -> 
 
 
 def test_too_little_disk_is_a_warning(tmp_path: Path) -> None:
+    """I35."""
     training = {"checkpoint_cleanup": {"min_free_space_gb": 1e9}}
     assert any(
         "min_free_space_gb" in line

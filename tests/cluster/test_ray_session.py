@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ def no_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_closed_port_is_named_at_once(address: str) -> None:
+    """I44."""
     started = time.monotonic()
     with (
         pytest.raises(RemoteError, match="no Ray cluster answers") as caught,
@@ -38,6 +41,7 @@ def test_a_closed_port_is_named_at_once(address: str) -> None:
 
 
 def test_something_that_is_no_address() -> None:
+    """I44."""
     with pytest.raises(RemoteError, match="not host:port"), ray_session(config_for("somewhere")):
         pass
 
@@ -57,6 +61,28 @@ def test_long_temporary_directories_are_avoided(monkeypatch: pytest.MonkeyPatch,
         assert len(str(chosen)) <= 40
     finally:
         chosen.rmdir()
+
+
+def test_a_cluster_of_another_version_is_refused_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I44: Ray's own comparison, and where to put a token."""
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**settings: object) -> None:
+        check_version_info({"ray_version": "2.40.0", "python_version": "3.9.1"}, "node 127.0.0.1")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(5)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(RemoteError, match="can't be joined") as caught, ray_session(config_for(address)):
+            pass
+    assert caught.value.exit_code == 5
+    (problem,) = caught.value.problems
+    for version in ("Ray: 2.40.0", "Python: 3.9.1", f"Ray: {ray.__version__}", platform.python_version()):
+        assert version in problem.what
+    assert "RAY_AUTH_TOKEN" in problem.fix and address in problem.where
 
 
 @pytest.mark.ray

@@ -26,6 +26,7 @@ def raylet(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_that_ends_is_told_once(raylet: subprocess.Popen[bytes]) -> None:
+    """F3."""
     told: list[RemoteError] = []
     noticed = threading.Event()
 

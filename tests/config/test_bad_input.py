@@ -47,6 +47,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
     ("I8 secret", f"run: {{name: {SECRET}}}\n", [], "literal secret", ":1:13", "environment"),
     ("I12 remote code", "teacher: {open: {model: {name: a/b, trust_remote_code: true}}}\n", [],
      "trust_remote_code", ":1:56", "revision"),
+    ("I28 more than are kept", OPEN, ["teacher.signals.num_logprobs=500"], "<= 256", "--set", "K: logprobs"),
     ("I30 k", OPEN, ["teacher.signals.num_logprobs=-1"], "-1", "--set", "K: logprobs"),
     ("I30 temperature", OPEN, ["teacher.open.pipeline.temperature=-0.5"], ">= 0 and <= 100", "--set",
      "temperature"),
@@ -54,6 +55,10 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
      "do_sample: false"),
     ("I30 top_p", OPEN, ["teacher.open.pipeline.top_p=0"], "> 0 and <= 1", "--set", "Nucleus"),
     ("I30 KD temperature", "", ["losses.kd_temperature=0"], "> 0 and <= 100", "--set", "KD temperature"),
+    ("I30 beta", "", ["losses.beta=1.5"], "> 0 and < 1", "--set", "jsd"),
+    ("I30 mixture weights",
+     "teacher: {open: {model: {name: a/b}}}\nprompts: {sources: [{path: a, weight: 0}]}\n", [],
+     "weight", ":2:", "weight"),
     ("I30 weights",
      "student: {base_model_name: a}\ntrain: {distillation: {}}\nlosses: {kl_weight: 0, ce_weight: 0}\n",
      [], "all weights", ":3:", "weight"),
@@ -64,6 +69,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
           "../up", "/abs", "a/b", "a;rm -rf x", "..", ".hidden", "", "a b", "x" * 101, "a\\b", "é", "a\n")],
     ("I37 NUL", 'run: {dir: "a\\0b"}\n', [], "U+0000", ":1:12", "delete"),
     ("I37 long part", "", [f"run.dir={'x' * 256}"], "at most 255", "--set run.dir", "Directory"),
+    ("I42 type of weights", "export: {dtype: int8}\n", [], "float32, bfloat16, float16", ":1:17", "exported"),
     ("empty path", "", ["run.dir=''"], "at most 255", "--set run.dir", "Directory"),
     ("null section", "training:\n", [], "null", ":1:10", "lines below"),
 ]  # fmt: skip
@@ -77,6 +83,7 @@ CASES: list[tuple[str, str, list[str], str, str, str]] = [
 def test_each_mistake_gets_a_message_that_helps(
     tmp_path: Path, text: str, overrides: list[str], what: str, where: str, fix: str
 ) -> None:
+    """I1, I2, I3, I4, I5, I6, I8, I12, I28, I30, I37, I42: each case is named after its input."""
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     before = sorted(tmp_path.iterdir())
@@ -94,6 +101,7 @@ def test_each_mistake_gets_a_message_that_helps(
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "5e-5", "2.0e-4", ".0001", "1e-04"])
 def test_learning_rates_are_numbers_however_written(tmp_path: Path, text: str) -> None:
+    """I3."""
     path = tmp_path / "ok.yaml"
     path.write_text(
         f"student: {{base_model_name: a}}\ntrain: {{sft: {{learning_rate: {text}}}}}\n", encoding="utf-8"
@@ -104,6 +112,7 @@ def test_learning_rates_are_numbers_however_written(tmp_path: Path, text: str) -
 
 
 def test_no_is_a_word_where_words_are_allowed(tmp_path: Path) -> None:
+    """I3."""
     path = tmp_path / "ok.yaml"
     path.write_text("student: {base_model_name: a}\ntrain: {sft: {eval_strategy: no}}\n", encoding="utf-8")
     section = load_config([path]).config.train.sft

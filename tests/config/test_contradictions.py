@@ -123,6 +123,7 @@ def vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_contradictions_name_every_path(overrides: list[str], paths: list[str]) -> None:
+    """I6, I34: also what the named device can't do."""
     found = problems_of(*overrides)
     assert len(found) == 1, found
     where = found[0].partition("where:")[2]

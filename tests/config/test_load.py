@@ -115,6 +115,7 @@ def test_the_repair_fits_the_mistake(override: str, fix: str) -> None:
 
 
 def test_a_secret_is_refused_masked_and_found_in_every_layer(tmp_path: Path) -> None:
+    """I8."""
     token = "hf_" + "a1B2c3D4e5F6g7H8"
     path = write(tmp_path / "a.yaml", f"run: {{name: {token}}}\nunknown: {{deep: [{token}]}}\n")
     with pytest.raises(ConfigError) as caught:

@@ -31,6 +31,7 @@ BITS = ["assistant.model.name=x", "assistant.lora={}", "train.sft={}"]
     ],
 )  # fmt: skip
 def test_contradictions_are_refused_with_both_places(overrides: list[str], paths: list[str]) -> None:
+    """I6."""
     with pytest.raises(ConfigError) as caught:
         load_config([], overrides)
     for path in paths:

@@ -21,6 +21,7 @@ SECRETS = [
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("form", ["{}", "Bearer {}", "key={} more", '"{}"'])
 def test_secrets_are_found_and_masked(secret: str, form: str) -> None:
+    """I8."""
     text = form.format(secret)
     assert has_secret(text)
     assert secret not in masked(text)

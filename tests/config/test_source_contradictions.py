@@ -45,6 +45,7 @@ def load(tmp_path: Path, *overrides: str) -> object:
 def test_what_can_not_be_meant_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
+    """I6, I30: a KD term without logprobs is k = 0."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, *overrides)
     for word in words:

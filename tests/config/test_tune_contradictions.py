@@ -43,6 +43,7 @@ def load(tmp_path: Path, space: dict[str, Any], **more: Any) -> Any:
     ],
 )
 def test_a_wrong_space_is_refused(tmp_path: Path, path: str, values: dict[str, Any], message: str) -> None:
+    """I39."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, {path: values})
     assert message in str(caught.value)
@@ -50,6 +51,7 @@ def test_a_wrong_space_is_refused(tmp_path: Path, path: str, values: dict[str, A
 
 
 def test_kinds_of_search_have_their_limits(tmp_path: Path) -> None:
+    """I39."""
     for more, values in (
         ({"search": "grid"}, {"uniform": [0.1, 0.2]}),
         ({"search": "optuna"}, {"grid": [0.1]}),

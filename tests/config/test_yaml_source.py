@@ -120,17 +120,20 @@ def test_what_is_refused_says_where_and_how_to_repair(
 
 
 def test_a_syntax_error_shows_the_line_with_a_caret(parser: str) -> None:
+    """I1."""
     with pytest.raises(ConfigError, match=r"2 \| b: c: d\n +\^"):
         parse_yaml("a: 1\nb: c: d\n", "f.yaml")
 
 
 def test_tabs_are_named(parser: str) -> None:
+    """I1."""
     with pytest.raises(ConfigError) as caught:
         parse_yaml("a:\n\tb: 1\n", "f.yaml")
     assert "spaces" in caught.value.problems[0].fix
 
 
 def test_an_alias_bomb_is_refused_at_once(parser: str) -> None:
+    """I5."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(ConfigError, match="aliases"):
@@ -160,6 +163,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_no_text_or_too_large(tmp_path: Path, content: bytes, what: str) -> None:
+    """I5."""
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"bad\.yaml") as caught:

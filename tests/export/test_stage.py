@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +24,18 @@ from raystill.export.stage import STAGE, exported_stage, required_stages
 from raystill.run.publish import TEMPORARY_PREFIX
 from raystill.run.stage import execute
 from raystill.text.chat import load_chat_format
+
+EXPORT_IN_CHILD = """
+import sys
+from pathlib import Path
+from raystill.config.schema import Config
+from raystill.export.stage import STAGE
+from raystill.run.paths import RunPaths
+from raystill.run.stage import execute
+
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+execute(STAGE, config, RunPaths.from_config(config))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +110,7 @@ def test_the_card_is_honest_and_names_no_machine(run: Any) -> None:
 
 
 def test_without_vllm_the_reason_is_recorded(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I42."""
     monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
     execute(STAGE, with_export(run.config, verify_prompts=4), run.paths)
     verdict = json.loads(run.paths.export_verdict.read_text(encoding="utf-8"))
@@ -109,6 +125,7 @@ def assert_nothing_left(run: Any) -> None:
 
 
 def test_a_different_completion_fails_and_names_the_prompt(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F36."""
     source = run.paths.model("distill")
     before = (source / "model.safetensors").read_bytes()
 
@@ -125,6 +142,7 @@ def test_a_different_completion_fails_and_names_the_prompt(run: Any, monkeypatch
 def test_an_engine_that_dies_leaves_nothing_and_a_retry_works(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F36."""
     monkeypatch.setattr(verify.sys, "executable", "/bin/false")
     config = with_export(run.config, verify_prompts=4)
     with pytest.raises(EnvironmentFault, match="exit code 1"):
@@ -136,7 +154,28 @@ def test_an_engine_that_dies_leaves_nothing_and_a_retry_works(
     assert run.paths.model("export").exists()
 
 
+def test_a_kill_in_the_middle_leaves_no_half_model_and_a_retry_is_whole(run: Any, tmp_path: Path) -> None:
+    """F36: SIGKILL when everything is written and nothing has its name yet."""
+    source = run.paths.model("distill")
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    file = tmp_path / "config.json"
+    file.write_text(run.config.model_dump_json(), encoding="utf-8")
+    child = subprocess.run(
+        [sys.executable, "-c", EXPORT_IN_CHILD, str(file)],
+        env={**os.environ, "RAYSTILL_FAILPOINT": "publish_directory:before_rename:1"},
+        capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == -9, child.stderr.decode()[-3000:]
+    assert not run.paths.model("export").exists() and not run.paths.export_verdict.exists()
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+    execute(STAGE, run.config, run.paths)
+    assert torch.equal(logits_of(run.paths.model("export"), torch.float32), logits_of(source, torch.float32))
+    assert list(run.paths.stage_dir("export").glob(f"{TEMPORARY_PREFIX}*")) == []
+    assert execute(STAGE, run.config, run.paths).skipped
+
+
 def test_weights_that_overflow_the_type_are_refused(run: Any, small_run_module: ModuleType) -> None:
+    """I42."""
     directory = run.paths.model("sft")
     kept = directory.with_name("kept")
     shutil.copytree(directory, kept)

@@ -93,6 +93,7 @@ def submit_line(dashboard: str, folder: Path, *more: str) -> list[str]:
 
 
 def test_without_the_token_nothing_is_answered(dashboard: str, tmp_path: Path) -> None:
+    """I44."""
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=30)
     assert refused.value.code == 401
@@ -179,6 +180,7 @@ def write_training_job(root: Path) -> tuple[Path, Any]:
 def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
     dashboard: str, tmp_path: Path
 ) -> None:
+    """F28: SIGTERM, and SIGKILL after Ray's deadline."""
     folder, paths = write_training_job(tmp_path)
     checkpoints = paths.checkpoints("distill")
 

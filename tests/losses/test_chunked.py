@@ -462,6 +462,7 @@ def test_a_divergence_without_its_teacher_is_an_error() -> None:
     "change", [{"kl_weight": 0.0, "ce_weight": 0.0}, {"kl_weight": -1.0}, {"kd_temperature": 0.0}]
 )
 def test_terms_that_train_nothing_are_refused(change: dict[str, float]) -> None:
+    """I30."""
     with pytest.raises(ConfigError):
         replace(LossTerms(), **change)  # type: ignore[arg-type]
 

@@ -42,6 +42,7 @@ def test_every_kind_of_change_is_a_line_with_a_few_ids() -> None:
 def test_a_changed_source_is_refused_with_the_difference_and_taken_up_on_request(
     prepared: Any, write_lines: Callable[..., Path]
 ) -> None:
+    """F33."""
     path = write_lines(*LINES)
     source = {"path": str(path)}
     prepared.prepare(source)

@@ -55,6 +55,7 @@ def test_which_split() -> None:
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "a\0b"])
 def test_index_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
+    """I37."""
     (tmp_path / "outside.arrow").touch()
     folder = tmp_path / "set"
     folder.mkdir()
@@ -81,6 +82,7 @@ def test_cut_arrow_file(tmp_path: Path) -> None:
 
 
 def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I10, I41: a data set that is gated, not there, or out of reach, with the way around the network."""
     loaded = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, revision: loaded)
     rows = list(iter_hub_dataset("org/set", "default"))
@@ -96,5 +98,8 @@ def test_hub_rows_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
             raise cause
 
         monkeypatch.setattr(datasets, "load_dataset", refuse)
-        with pytest.raises(kind, match=str(cause)[:10]):
+        with pytest.raises(kind, match=str(cause)[:10]) as caught:
             list(iter_hub_dataset("org/set", "x"))
+        assert "org/set (subset x)" in caught.value.problems[0].where
+        for hint in ("hf auth login", "external_local_path") if kind is RemoteError else ("subsets",):
+            assert hint in caught.value.problems[0].fix

@@ -116,6 +116,7 @@ def test_other_keys_of_a_turn_are_left_out_and_arrow_nulls_ignored() -> None:
 
 
 def test_function_calls_of_sharegpt_are_refused() -> None:
+    """I18."""
     turns = [{"from": "human", "value": "x"}, {"from": "function_call", "value": "{}"}]
     result = parse({"conversations": turns})
     assert isinstance(result, BadRow)
@@ -138,6 +139,7 @@ def test_configured_ids_of_other_kinds_are_bad_rows(value: Any) -> None:
 
 
 def test_both_dialects_in_one_conversation() -> None:
+    """I19."""
     from raystill.errors import DataError
 
     rows = [

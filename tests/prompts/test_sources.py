@@ -71,6 +71,7 @@ def test_folder_of_python_files_hints_at_the_format(tmp_path: Path) -> None:
 
 
 def test_nul_in_a_path() -> None:
+    """I37."""
     with pytest.raises(ConfigError, match="NUL") as error:
         check_source(source("a\0b"), Path("runs/x"))
     assert error.value.exit_code == 2
@@ -127,6 +128,7 @@ def test_fingerprint_of_a_folder_covers_names_and_content(prepared: Any, tmp_pat
 
 
 def test_broken_array_is_refused_whole(write_lines: Write) -> None:
+    """I15."""
     path = write_lines('[{"prompt": "x"},', "]", name="array.json")
     with pytest.raises(DataError, match="JSON array that doesn't parse: trailing comma"):
         list(iter_rows(source(path)))
@@ -140,6 +142,7 @@ def test_array_rows_are_numbered(write_lines: Write) -> None:
 
 
 def test_csv_rows_that_do_not_fit(write_lines: Write) -> None:
+    """I15."""
     path = write_lines(
         "id,prompt", "1,ok", "2", "3,a,b", b"4,\xff", '5,"two\nlines"', "", "6,last", name="x.csv"
     )
@@ -155,6 +158,7 @@ def test_csv_rows_that_do_not_fit(write_lines: Write) -> None:
 
 
 def test_parquet_row_with_invalid_utf8_is_bad_alone(tmp_path: Path) -> None:
+    """I20."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -130,6 +130,7 @@ def test_changed_tokenizer_is_noticed(
 
 
 def test_settings_can_be_corrected_after_a_refusal(prepared: Any, write_lines: Write) -> None:
+    """I15."""
     source = {"path": str(write_lines(row("one"), "{bad", row("two")))}
     with pytest.raises(DataError, match="not JSON"):
         prepared.prepare(source)
@@ -239,13 +240,14 @@ BAD_ROWS = {
     "empty": (row("  \n"), ":2: prompt is empty"),
     "number": ('{"prompt": 7}', ":2: prompt is a int instead of text"),
     "missing": ('{"other": "x"}', ":2: prompt is missing"),
-    "unknown task": (row("x", task="essay"), ":2: unknown task 'essay'"),
+    "unknown task": (row("x", task="essay"), ":2: unknown task 'essay'; known: .*exact"),
     "no reference": (row("x", task="exact"), ":2: task exact needs a reference"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_bad_row_stops_with_its_place_and_rule(prepared: Any, write_lines: Write, case: str) -> None:
+    """F27, I15, I20, I41: stopped at, or skipped where bad rows are allowed."""
     line, message = BAD_ROWS[case]
     source = {"path": str(write_lines(row("good"), line, row("better")))}
     with pytest.raises(DataError, match=message) as error:
@@ -280,6 +282,7 @@ BAD_MESSAGES = {
 
 @pytest.mark.parametrize("case", BAD_MESSAGES)
 def test_bad_messages(prepared: Any, write_lines: Write, case: str) -> None:
+    """I18."""
     line, message = BAD_MESSAGES[case]
     with pytest.raises(DataError, match=message) as error:
         prepared.prepare({"path": str(write_lines(messages(USER), line))})
@@ -288,17 +291,20 @@ def test_bad_messages(prepared: Any, write_lines: Write, case: str) -> None:
 
 
 def test_only_the_first_bad_rows_are_shown_with_the_total(prepared: Any, write_lines: Write) -> None:
+    """I15."""
     with pytest.raises(DataError, match="30 bad rows among 31 read") as error:
         prepared.prepare({"path": str(write_lines(row("good"), *["{bad"] * 30))})
     assert str(error.value).count("not JSON") == 5
 
 
 def test_a_file_of_the_wrong_kind_is_not_read_to_its_end(prepared: Any, write_lines: Write) -> None:
+    """I15."""
     with pytest.raises(DataError, match="at least 101 bad rows"):
         prepared.prepare({"path": str(write_lines(row("good"), *["{bad"] * 5000))})
 
 
 def test_byte_order_mark_crlf_and_blank_lines_are_fine(prepared: Any, write_lines: Write) -> None:
+    """I15."""
     path = write_lines(b"\xef\xbb\xbf" + row("one\r\ntwo").encode(), "", row("three"), end=b"\r\n")
     counts = prepared.prepare({"path": str(path)}).manifest.counts
     assert (counts["rows_in"], counts["kept"]) == (2, 2)
@@ -306,6 +312,7 @@ def test_byte_order_mark_crlf_and_blank_lines_are_fine(prepared: Any, write_line
 
 
 def test_mixed_dialects_are_refused_whatever_max_bad_rows_says(prepared: Any, write_lines: Write) -> None:
+    """I19."""
     sharegpt = json.dumps({"conversations": [{"from": "human", "value": "hi"}]})
     openai = json.dumps({"conversations": [USER]})
     source = {"path": str(write_lines(sharegpt, sharegpt, openai))}
@@ -331,6 +338,7 @@ def test_mixed_dialects_are_refused_whatever_max_bad_rows_says(prepared: Any, wr
 def test_missing_columns_say_have_and_want(
     prepared: Any, write_lines: Write, lines: list[str], setting: dict[str, str], message: str
 ) -> None:
+    """I16."""
     with pytest.raises(DataError, match=message) as error:
         prepared.prepare({"path": str(write_lines(*lines)), **setting})
     assert "prompts.sources[0]" in str(error.value)
@@ -338,11 +346,13 @@ def test_missing_columns_say_have_and_want(
 
 
 def test_missing_columns_of_csv_and_parquet(prepared: Any, write_lines: Write, tmp_path: Path) -> None:
+    """I16."""
     for path in (write_lines("a,b", "1,2", name="x.csv"), tmp_path / "x.parquet"):
         if path.suffix == ".parquet":
             pq.write_table(pa.table({"a": ["1"], "b": ["2"]}), path)
-        with pytest.raises(DataError, match="have a, b; want messages"):
+        with pytest.raises(DataError, match="have a, b; want messages") as error:
             prepared.prepare({"path": str(path)})
+        assert "`key: a`" in error.value.problems[0].fix
     assert prepared.left_behind() == []
 
 
@@ -356,6 +366,7 @@ def test_missing_columns_of_csv_and_parquet(prepared: Any, write_lines: Write, t
 def test_configured_ids_must_be_complete_and_unique(
     prepared: Any, write_lines: Write, ids: list[str | None], message: str
 ) -> None:
+    """I17."""
     lines = [json.dumps({"uid": row_id, "prompt": f"p{index}"}) for index, row_id in enumerate(ids)]
     with pytest.raises(DataError, match=message) as error:
         prepared.prepare({"path": str(write_lines(*lines)), "id_column": "uid"})
@@ -397,6 +408,7 @@ PATHS: dict[str, tuple[dict[str, Any], type[RaystillError], str]] = {
 
 @pytest.mark.parametrize("case", PATHS)
 def test_paths_that_cannot_be_sources(prepared: Any, write_lines: Write, tmp_path: Path, case: str) -> None:
+    """I14, I36, I37."""
     (tmp_path / "dir").mkdir()
     (tmp_path / "empty.jsonl").touch()
     write_lines(row("x"), name="a.jsonl")
@@ -425,6 +437,7 @@ def test_paths_that_cannot_be_sources(prepared: Any, write_lines: Write, tmp_pat
 def test_nothing_left_says_where_the_rows_went(
     prepared: Any, write_lines: Write, lines: list[str], sections: dict[str, Any], message: str
 ) -> None:
+    """I14."""
     with pytest.raises(DataError, match=message):
         prepared.prepare({"path": str(write_lines(*lines))}, **sections)
     assert prepared.left_behind() == []
@@ -444,6 +457,7 @@ def test_settings_without_meaning_are_refused(prepared: Any, write_lines: Write)
 
 
 def test_a_tokenizer_without_chat_template(prepared: Any, write_lines: Write, build_tokenizer: Any) -> None:
+    """I23."""
     prepared.tokenizer_dir = prepared.root / "plain"
     build_tokenizer(chat_template=None).save_pretrained(str(prepared.tokenizer_dir))
     with pytest.raises(ConfigError, match="no chat template"):
@@ -454,6 +468,7 @@ def test_a_tokenizer_without_chat_template(prepared: Any, write_lines: Write, bu
 def test_messages_that_the_template_refuses_are_rejected_rows(
     prepared: Any, write_lines: Write, build_tokenizer: Any
 ) -> None:
+    """F27, I18."""
     prepared.tokenizer_dir = prepared.root / "refusing"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     tokenizer = build_tokenizer()
@@ -469,6 +484,7 @@ def test_messages_that_the_template_refuses_are_rejected_rows(
 def test_links_that_lead_out_of_a_folder_are_not_followed(
     prepared: Any, write_lines: Write, tmp_path: Path
 ) -> None:
+    """I37."""
     outside = write_lines(row("secret"), name="outside.jsonl")
     folder = tmp_path / "folder"
     folder.mkdir()

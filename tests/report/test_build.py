@@ -158,6 +158,7 @@ def test_every_drawing_has_a_name_for_screen_readers(finished: tuple[Config, Run
 
 
 def test_hostile_text_is_inert(builder: ModuleType, tmp_path: Path) -> None:
+    """I38: markup, links to files and pages, and escapes in a teacher's text."""
     config, paths = builder.build_finished_run(tmp_path, num_train=10, num_eval=30, hostile=HOSTILE)
     text, page = read(build_report(paths, config))
     assert_stands_alone(text, page)

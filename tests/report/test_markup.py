@@ -35,6 +35,7 @@ def parse(markup: str) -> Collector:
 
 @given(text=st.text() | st.text(alphabet="<>&\"'/!-=` sclript\x1b\u202e\ud800", max_size=40))
 def test_text_stays_text_in_content_and_attributes(text: str) -> None:
+    """I38."""
     page = parse(tag("p", {"title": text}, text))
     assert page.elements == [("p", {"title": visible(text)})]
     assert page.text == visible(text)

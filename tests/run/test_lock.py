@@ -41,6 +41,7 @@ def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_second_process_fails_at_once_and_names_the_first(tmp_path: Path) -> None:
+    """F30."""
     path = tmp_path / "run" / "run.lock"
     with another_process(path) as child:
         with pytest.raises(EnvironmentFault) as caught, hold_lock(path):
@@ -53,6 +54,7 @@ def test_the_second_process_fails_at_once_and_names_the_first(tmp_path: Path) ->
 
 
 def test_a_killed_holder_leaves_no_stale_lock(tmp_path: Path) -> None:
+    """F30."""
     path = tmp_path / "run.lock"
     with another_process(path) as child:
         os.kill(child.pid, signal.SIGKILL)

@@ -65,6 +65,7 @@ def old_state(root: Path) -> None:
     ],
 )
 def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, failpoint: str, how: str) -> None:
+    """F16."""
     old_state(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", CRASH, str(tmp_path), failpoint, how], timeout=60, check=False
@@ -122,6 +123,7 @@ def test_on_linux_the_exchange_really_is_one_step(tmp_path: Path) -> None:
 def test_a_failed_second_rename_puts_the_old_directory_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F40."""
     old_state(tmp_path)
     monkeypatch.setattr(publish, "_exchange", lambda left, right: False)
     real = os.replace
@@ -141,6 +143,7 @@ def test_a_failed_second_rename_puts_the_old_directory_back(
 
 
 def test_a_full_disk_is_an_environment_fault_and_leaves_nothing(tmp_path: Path) -> None:
+    """F14."""
     pid = os.fork()
     if pid == 0:  # a limit on file sizes can't be taken back, so it is set in a child
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -72,6 +72,7 @@ def test_an_input_that_is_not_complete_is_named(tmp_path: Path) -> None:
 
 
 def test_changed_keys_are_refused_by_name_and_others_do_not_matter(tmp_path: Path) -> None:
+    """F32."""
     config, paths = make(tmp_path)
     execute(PREPARE, config, paths)
     other, _ = make(tmp_path, run={"name": "r", "dir": str(tmp_path), "seed": 3}, prompts={"split_seed": 4})
@@ -237,6 +238,7 @@ def test_changed_data_is_refused_with_what_it_changes_unless_accepted(tmp_path: 
 
 
 def test_settings_and_fixed_inputs_are_never_accepted(tmp_path: Path) -> None:
+    """F32, F33."""
     config, paths = make(tmp_path)
     external = {"questions.jsonl": "aaa", "tools": "t"}
     prepare, _ = growing(external)

@@ -59,6 +59,7 @@ def test_a_new_an_empty_and_an_own_directory_are_fine(tmp_path: Path) -> None:
 
 
 def test_a_file_a_foreign_directory_and_a_file_above_are_refused(tmp_path: Path) -> None:
+    """I36."""
     config, paths = make(tmp_path)
     paths.root.mkdir(parents=True)
     (paths.root / "photo.jpg").write_text("", encoding="utf-8")
@@ -78,6 +79,7 @@ def test_a_file_a_foreign_directory_and_a_file_above_are_refused(tmp_path: Path)
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_place_without_write_permission_is_refused(tmp_path: Path) -> None:
+    """I36."""
     config, paths = make(tmp_path)
     tmp_path.chmod(0o500)
     try:
@@ -88,6 +90,7 @@ def test_a_place_without_write_permission_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_inside_a_prompt_source_is_refused(tmp_path: Path) -> None:
+    """I36."""
     config, paths = make(tmp_path, prompts={"sources": [{"path": str(tmp_path)}]})
     with pytest.raises(ConfigError, match="inside a prompt source"):
         validate_run_root(config, paths)
@@ -95,11 +98,13 @@ def test_a_run_inside_a_prompt_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "../up", "a;b", "", "x" * 300, ".hidden", "a b", "a\0b", "a\nb"])
 def test_run_names_are_plain(name: str, tmp_path: Path) -> None:
+    """I37."""
     with pytest.raises(ValueError, match="name"):
         make(tmp_path, run={"name": name})
 
 
 def test_a_name_too_long_for_the_disk_is_refused(tmp_path: Path) -> None:
+    """I37."""
     config, paths = make(tmp_path, run={"name": "r", "dir": str(tmp_path / ("\u00e9" * 200))})
     with pytest.raises(EnvironmentFault, match="too long"):
         validate_run_root(config, paths)

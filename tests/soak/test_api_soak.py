@@ -134,12 +134,14 @@ def _soak_online(config: Config, api: ScriptedApi, proxy: ServerProcess, kills: 
 
 
 def test_random_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """F1, F2."""
     with ScriptedApi(latency=Latency(0.12, 0.5, 0.05, 0.5)) as api, _proxy(api, "429=0.2:0.02") as proxy:
         config = _config(tmp_path, f"{proxy.url}/v1", "online")
         _soak_online(config, api, proxy, ONLINE_KILLS, "closed teacher")
 
 
 def test_kills_while_answers_go_to_object_storage_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """F1, F2."""
     latency = Latency(0.12, 0.5, 0.05, 0.5)
     with (
         object_storage() as bucket,
@@ -151,6 +153,7 @@ def test_kills_while_answers_go_to_object_storage_lose_and_repeat_nothing(tmp_pa
 
 
 def test_kills_while_batches_run_ask_for_nothing_twice(tmp_path: Path) -> None:
+    """F1."""
     number = BATCH_ROWS_PER_KILL * BATCH_KILLS + 40
     script = BatchScript(rows_per_second=1.0, duplicates=0.1)
     with ScriptedApi(batches=script) as api, _proxy(api, "latency=0.1:0.1") as proxy:

@@ -90,6 +90,7 @@ def _assert_each_row_once(store: TeacherStore, config: Config, number: int, note
 
 
 def test_random_kills_of_driver_and_actor_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """F1, F2."""
     config = _config(tmp_path, "fake", FAKE_ENGINES, max_new_tokens=16)
     number = ROWS_PER_KILL * FAKE_KILLS + 200
     save_questions(config, number)
@@ -118,6 +119,7 @@ def test_random_kills_of_driver_and_actor_lose_and_repeat_nothing(tmp_path: Path
 
 @pytest.mark.vllm
 def test_random_kills_of_driver_actor_and_engine_process_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """F1, F2, F39."""
     config = _config(tmp_path, "vllm", 1, max_new_tokens=64)
     number = VLLM_ROWS_PER_KILL * VLLM_KILLS + 200
     save_questions(config, number)

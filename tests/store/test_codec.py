@@ -94,6 +94,7 @@ def test_scores_and_rejects_survive() -> None:
 
 
 def test_a_lone_surrogate_is_refused_and_shown() -> None:
+    """I20."""
     row = make_row(1)
     broken = TeacherRow(**{**vars(row), "completion": "fine \ud800 not"})
     with pytest.raises(DataError, match="not valid Unicode"):

@@ -106,6 +106,7 @@ def test_full_segments_become_parts_while_more_arrives(store: TeacherStore) -> N
 def test_an_answer_that_is_delivered_twice_is_one_row_and_a_reject_that_fails_twice_adds_up(
     store: TeacherStore,
 ) -> None:
+    """F11."""
     row = make_row(1)
     reject = replace(make_reject(2), attempts=2, cost_usd=0.5)
     with JournalWriter(store) as journal:
@@ -137,6 +138,7 @@ def test_groups_are_flushed_together(store: TeacherStore, monkeypatch: pytest.Mo
 def test_a_full_disk_stops_the_intake_and_nothing_is_lost_when_space_returns(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F13."""
     full = threading.Event()
     full.set()
     pwrite = os.pwrite
@@ -163,6 +165,7 @@ def test_a_full_disk_stops_the_intake_and_nothing_is_lost_when_space_returns(
 def test_answers_wait_until_the_parts_that_they_become_fit_too(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F13."""
     free = 10 << 30
     monkeypatch.setattr("raystill.run.disk.free_bytes", lambda path: free)
     with JournalWriter(store, group_rows=1) as journal:
@@ -183,6 +186,7 @@ def test_answers_wait_until_the_parts_that_they_become_fit_too(
 def test_a_disk_that_fails_is_an_error_and_what_was_durable_is_kept(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
+    """F13, F40."""
     kept, failed = make_row(1), make_row(2)
     journal = JournalWriter(store, group_rows=1, full_disk_seconds=0.0)
     append(journal, kept)

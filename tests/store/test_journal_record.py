@@ -47,6 +47,7 @@ def test_a_whole_segment_comes_back_bit_by_bit() -> None:
 @given(st.integers(0, len(RAW)))
 @settings(deadline=None)
 def test_a_segment_cut_anywhere_gives_its_first_answers_and_no_damage(end: int) -> None:
+    """F20."""
     scan = scan_segment(RAW[:end])
     names = found(scan)
     assert names == KEYS[: len(names)]
@@ -61,6 +62,7 @@ def test_a_segment_cut_anywhere_gives_its_first_answers_and_no_damage(end: int) 
 @given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
 @settings(deadline=None)
 def test_any_changed_byte_costs_at_most_one_answer_and_it_is_named(place: int, change: int) -> None:
+    """F20."""
     raw = bytearray(RAW)
     raw[place] ^= change
     scan = scan_segment(bytes(raw))

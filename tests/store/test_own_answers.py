@@ -33,7 +33,7 @@ def test_a_store_with_all_answers_and_rejects_is_the_runs_own(tmp_path: Path) ->
 
 @pytest.mark.parametrize("harm", ["a partition is deleted", "another dataset"])
 def test_a_store_without_the_runs_answers_is_refused_with_the_hashes(tmp_path: Path, harm: str) -> None:
-    """Also where no commit is left that would name the missing part."""
+    """F34: also where no commit is left that would name the missing part."""
     store = build_store(tmp_path / "store", [make_row(i) for i in range(12)], num_partitions=2)
     table = tmp_path / "requests.parquet"
     save_requests(table, requests(range(12)))

@@ -37,6 +37,7 @@ def write_everything(disk: Disk) -> None:
 
 
 def test_what_was_promised_survives_the_power(tmp_path: Path) -> None:
+    """F19."""
     disk = Disk(tmp_path)
     with disk.watch():
         write_everything(disk)
@@ -78,6 +79,7 @@ def test_a_writer_that_does_not_flush_is_caught(tmp_path: Path, monkeypatch: pyt
 def test_a_disk_error_is_said_and_a_part_is_there_whole_or_not_at_all(
     call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F40."""
     store = build_store(tmp_path / "store", ROWS[:3], num_partitions=1)
     old, new = ({row.key for row in rows} for rows in (ROWS[:3], ROWS[3:6]))
     seen = set()

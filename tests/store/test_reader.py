@@ -183,6 +183,7 @@ def first_part(store: TeacherStore) -> Path:
 
 
 def test_a_missing_part_is_named_with_its_keys(tmp_path: Path) -> None:
+    """F34."""
     store = build_store(tmp_path / "store", [make_row(i) for i in range(4)], num_partitions=1)
     part = first_part(store)
     part.unlink()

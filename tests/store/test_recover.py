@@ -70,6 +70,7 @@ def store(tmp_path: Path) -> TeacherStore:
 
 
 def test_a_torn_tail_is_left_out_and_is_no_damage(store: TeacherStore) -> None:
+    """F20."""
     path = killed_writers_journal(store)
     with path.open("ab") as stream:
         stream.write(encode_record(make_row(99))[:-7])
@@ -81,6 +82,7 @@ def test_a_torn_tail_is_left_out_and_is_no_damage(store: TeacherStore) -> None:
 def test_damage_in_the_middle_costs_one_key_which_is_named_and_the_segment_is_kept(
     store: TeacherStore,
 ) -> None:
+    """F20."""
     path = killed_writers_journal(store)
     raw = bytearray(path.read_bytes())
     victim = make_row(5)

@@ -21,6 +21,7 @@ def test_a_store_keeps_its_own_number_of_partitions(tmp_path: Path) -> None:
 
 
 def test_another_teacher_is_refused_and_every_differing_field_is_named(tmp_path: Path) -> None:
+    """F34: with both tokenizers' hashes."""
     build_store(tmp_path / "store", [make_row(1)], num_partitions=2)
     other = IDENTITY.model_copy(update={"tokenizer_sha256": "zzz", "dtype": "bfloat16"})
     with pytest.raises(DataError) as caught:

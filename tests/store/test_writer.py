@@ -90,6 +90,7 @@ def make_row_of(key: str) -> list[int]:
 def test_a_signal_that_contradicts_its_row_is_refused_and_nothing_is_written(
     tmp_path: Path, change: Callable[[TopKSignal], TopKSignal], message: str
 ) -> None:
+    """F22: a teacher's logits, among others."""
     store = open_store(tmp_path / "store", IDENTITY, 1)
     good, bad = make_row(1, num_tokens=20), make_row(2, num_tokens=20)
     assert bad.signal is not None
@@ -169,6 +170,7 @@ def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
 def test_a_commit_that_would_not_fit_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35."""
     store = open_store(tmp_path / "store", IDENTITY, 1)
     rows = [make_row(i, num_tokens=200) for i in range(50)]
     asked: list[int] = []
@@ -238,3 +240,23 @@ def test_a_token_may_be_sampled_from_far_down(tmp_path: Path) -> None:
     assert row.signal is not None
     assert (row.signal.topk_ids_TK[:, 0] != sampled_tokens(9, 200)).any()
     build_store(tmp_path / "store", [row])
+
+
+def test_a_clock_that_is_set_back_or_stands_still_loses_and_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F29: file names begin with the time, and never depend on it to be unique."""
+    rows = [make_row(i) for i in range(8)]
+    now = {"ns": 1_700_000_000_000_000_000}
+    monkeypatch.setattr("raystill.store.writer.time.time_ns", lambda: now["ns"])
+    store = open_store(tmp_path / "store", IDENTITY, 1)
+    with PartWriter(store) as one, PartWriter(store) as two:
+        for index, row in enumerate(rows):
+            if index == 4:
+                now["ns"] -= 3_600_000_000_000  # an hour back; otherwise all in the same millisecond
+            (one if index % 2 else two).commit_rows(0, [row])
+    assert sorted(row.key for row in iter_rows(store)) == sorted(row.key for row in rows)
+    assert len(load_commits(store, 0)) == 8
+    report = verify_store(store.path)
+    assert report.ok and report.num_duplicates == 0
+    assert content_digest(store) == content_digest(build_store(tmp_path / "alone", rows, num_partitions=1))

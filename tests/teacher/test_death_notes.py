@@ -43,6 +43,7 @@ def note_finished(blame: Blame, finished: set[str]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
 def test_exactly_the_poison_is_convicted(num_rows: int, limit: int, data: st.DataObject) -> None:
+    """F39."""
     rows = [f"r{index}" for index in range(num_rows)]
     poison = set(data.draw(st.lists(st.sampled_from(rows), max_size=3)))
     blame, deaths, done = simulate(rows, poison, limit)
@@ -92,6 +93,7 @@ def test_long_notes_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("in_flight", [[], ["a", "b", "c", "d", "e"]])
 def test_an_engine_that_never_finishes_a_row_is_given_up(tmp_path: Path, in_flight: list[str]) -> None:
+    """F39."""
     for _ in range(30):
         notes = DeathNotes(tmp_path, "actor", RESTARTS)
         try:

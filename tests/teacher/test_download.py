@@ -78,6 +78,7 @@ def test_answers_become_rows(make_config: MakeConfig, tmp_path: Path, kind: str)
 
 
 def test_a_row_without_an_answer_is_a_bad_row(make_config: MakeConfig, tmp_path: Path) -> None:
+    """I18."""
     path = tmp_path / "prepared.jsonl"
     write_rows(path, [*ROWS, {"instruction": "No answer.", "output": ""}])
     config = config_with(make_config, path=str(path))

@@ -61,6 +61,7 @@ def all_keys(store_path: Path) -> list[str]:
 def test_a_terminated_driver_has_what_was_finished_and_the_next_asks_for_the_rest(
     make_config: Callable[..., Config], save_prompt_table: Callable[..., RunPaths]
 ) -> None:
+    """F4: SIGTERM, with the store on object storage."""
     with object_storage() as bucket:
         store = {"path": f"{bucket}/drained", "num_partitions": 2, "rows_per_part": 32}
         config = make_config(pipeline={"batch_size": 3}, store=store)
@@ -102,6 +103,7 @@ def test_the_driver_waits_for_the_workers_but_not_for_ever(
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F4."""
     seen: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append("before"))
 

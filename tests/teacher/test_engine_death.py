@@ -25,6 +25,7 @@ ROWS = 12
 def test_the_rows_that_kill_and_hang_an_engine_are_rejected(
     make_config: Callable[..., Config], save_prompt_table: Callable[..., RunPaths], tmp_path: Path
 ) -> None:
+    """F39."""
     config = make_config(vllm={"max_restarts": 1, "stall_timeout_s": 3.0})
     paths = save_prompt_table(config, ROWS)
     marks = {POISON_VARIABLE: "number 3", HANG_VARIABLE: "number 8", SECONDS_PER_ROW_VARIABLE: "0.05"}

@@ -214,7 +214,7 @@ class TestOnOneRay:
     def test_a_dead_ray_is_said_with_its_exit_code_and_the_stage_goes_on(
         self, make_config: MakeConfig, save_prompt_table: SavePrompts
     ) -> None:
-        """F3, with the raylet of a Ray that the driver has started."""
+        """F3: with the raylet of a Ray that the driver has started."""
         config = make_config()
         paths = save_prompt_table(config, 600)
         driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "0.8"})
@@ -274,6 +274,7 @@ def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
 def test_a_killed_driver_and_a_killed_worker_lose_and_repeat_nothing(
     make_config: MakeConfig, save_prompt_table: SavePrompts
 ) -> None:
+    """F1, F2: of an open teacher."""
     config = make_config()
     paths = save_prompt_table(config, 600)
     slow = {SECONDS_PER_ROW_VARIABLE: "0.8"}

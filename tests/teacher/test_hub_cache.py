@@ -52,6 +52,7 @@ def closed_port() -> int:
 
 
 def test_with_everything_in_the_cache_no_network_is_needed(hub_cache: Path, tmp_path: Path) -> None:
+    """F38."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "What is {n}?"}}\n' for n in range(6)), encoding="utf-8")
     config = {
@@ -76,6 +77,7 @@ def test_with_everything_in_the_cache_no_network_is_needed(hub_cache: Path, tmp_
 def test_a_branch_is_warned_of_and_its_commit_recorded(
     hub_cache: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I11."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     notes, revisions = {}, set()

@@ -46,6 +46,7 @@ def test_the_hash_follows_the_weights(copied: Path, teacher_dir: Path) -> None:
 
 
 def test_pickle_weights_are_refused(copied: Path) -> None:
+    """I13."""
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     with pytest.raises(DataError, match="only pickle weights") as caught:
         locate_model(OpenModel(name=str(copied)))
@@ -67,12 +68,14 @@ def test_a_missing_shard_is_named(copied: Path) -> None:
 
 
 def test_a_missing_directory_is_a_config_error(tmp_path: Path) -> None:
+    """I10."""
     with pytest.raises(ConfigError, match="no model directory") as caught:
         locate_model(OpenModel(name=str(tmp_path / "nothing")))
     assert caught.value.problems[0].where == "teacher.open.model.name"
 
 
 def test_an_unknown_hub_id_is_a_remote_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I10."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RemoteError) as caught:
         locate_model(OpenModel(name="nobody/no-such-model"))
@@ -81,6 +84,7 @@ def test_an_unknown_hub_id_is_a_remote_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_own_code_needs_consent(copied: Path) -> None:
+    """I12."""
     config = json.loads((copied / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
     (copied / "config.json").write_text(json.dumps(config))

@@ -17,6 +17,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_a_device(make_config: MakeConfig) -> None:
+    """I34."""
     with pytest.raises(EnvironmentFault, match="CUDA device") as caught:
         preflight(make_config("transformers", device={"type": "cuda"}), "transformers")
     assert "device.type" in caught.value.problems[0].where
@@ -24,6 +25,7 @@ def test_cuda_without_a_device(make_config: MakeConfig) -> None:
 
 
 def test_vllm_not_installed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I34."""
     monkeypatch.setattr("raystill.teacher.preflight.find_spec", lambda name: None)
     with pytest.raises(EnvironmentFault, match="not installed") as caught:
         preflight(make_config("vllm"), "vllm")
@@ -31,11 +33,13 @@ def test_vllm_not_installed(make_config: MakeConfig, monkeypatch: pytest.MonkeyP
 
 
 def test_more_context_than_the_model_has(make_config: MakeConfig) -> None:
+    """I21."""
     with pytest.raises(ConfigError, match="max_model_len"):
         preflight(make_config(vllm={"max_model_len": 4096}), "fake")
 
 
 def test_more_logprobs_than_tokens(make_config: MakeConfig, teacher_dir: object) -> None:
+    """I28."""
     config = make_config(signals={"num_logprobs": 256})
     assert preflight(config, "fake").files.vocab_size == 300
     small = config.model_copy(deep=True)

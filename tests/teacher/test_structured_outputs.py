@@ -66,6 +66,7 @@ async def check_death(engine: TeacherEngine, children: set[psutil.Process]) -> N
 def test_calls_are_valid_and_a_killed_engine_is_noticed(
     make_config: Callable[..., Config], teacher_dir: Path
 ) -> None:
+    """F39: with vLLM's own process."""
     teacher = identify_teacher(make_config("vllm", device={"type": "cpu"}))
     blueprint: EngineBlueprint = teacher.blueprint(num_logprobs=4, scoring=False, structured_outputs=True)
 

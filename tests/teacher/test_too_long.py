@@ -33,6 +33,7 @@ def prompt(number: int, num_tokens: int) -> Prompt:
 def test_prompts_that_leave_no_room_are_counted_before_anything_is_asked(
     make_config: MakeConfig, tmp_path: Path, lengths: tuple[int, ...], says: str | None
 ) -> None:
+    """I21: their number, the longest, and the choices."""
     table = tmp_path / "prompts.parquet"
     save_prompts(table, [prompt(n, length) for n, length in enumerate(lengths)])
     teacher = identify_teacher(make_config())

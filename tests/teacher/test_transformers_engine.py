@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError
+from raystill.errors import ConfigError, DataError
 from raystill.store.precision import RELATIVE_ERROR
 from raystill.teacher.build_engine import EngineBlueprint, build_engine
 from raystill.teacher.engine import Generation, GenerationRequest, Sampling, ScoreRequest, TeacherEngine
@@ -169,3 +171,16 @@ def test_right_padding_is_refused_for_generation(make_config: MakeConfig) -> Non
     with pytest.raises(ConfigError) as caught:
         open_engine(make_config("transformers", tokenizer={"padding_side": "right"}), "transformers")
     assert "left" in caught.value.problems[0].fix
+
+
+def test_a_teacher_of_nan_is_refused_at_load_with_the_weights_name(
+    make_config: MakeConfig, teacher_dir: Path, tmp_path: Path
+) -> None:
+    """F22."""
+    broken = Path(shutil.copytree(teacher_dir, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config = make_config("transformers", model=broken)
+    with pytest.raises(DataError, match=r"weight 'model\.layers\.1\.mlp\.down_proj\.weight' is not finite"):
+        open_engine(config, "transformers")

@@ -44,7 +44,7 @@ def test_without_faults_it_is_transparent(api: ScriptedApi) -> None:
         assert proxy.stats == {"requests": 1, "forwarded": 2, "faults": {}}
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 401, 404])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 401, 403, 404])
 def test_statuses_carry_openai_errors_and_are_not_forwarded(api: ScriptedApi, status: int) -> None:
     before = api.counts.requests
     with FaultProxy(api.url, [f"{status}@1"]) as proxy:

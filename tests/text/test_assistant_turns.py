@@ -34,5 +34,6 @@ def test_a_talk_without_earlier_answers_has_none(chat: ChatFormat) -> None:
 
 
 def test_tokens_that_another_template_wrote_are_not_guessed_at(chat: ChatFormat) -> None:
+    """I23."""
     ids = [5, *chat.render_prompt_ids(TALK)]
     assert find_assistant_turns(chat, TALK, ids) is None

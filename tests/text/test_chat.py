@@ -107,6 +107,7 @@ def test_generation_config(tmp_path: Path, text: str, ids: tuple[int, ...] | Non
 
 
 def test_no_chat_template(build_tokenizer: Build) -> None:
+    """I23."""
     with pytest.raises(ConfigError, match="no chat template") as error:
         ChatFormat(build_tokenizer(chat_template=None))
     assert error.value.exit_code == 2
@@ -114,6 +115,7 @@ def test_no_chat_template(build_tokenizer: Build) -> None:
 
 
 def test_template_that_doubles_bos_is_shown_in_tokens(build_tokenizer: Build) -> None:
+    """I24."""
     tokenizer = build_tokenizer(
         special_tokens=("<pad>", "<s>", "<|im_start|>", "<|im_end|>"),
         bos_token="<s>",
@@ -125,6 +127,7 @@ def test_template_that_doubles_bos_is_shown_in_tokens(build_tokenizer: Build) ->
 
 
 def test_template_without_eos_after_the_assistant_is_shown_in_tokens(build_tokenizer: Build) -> None:
+    """I24."""
     chat = ChatFormat(build_tokenizer(chat_template=PLAIN_TURNS))
     (problem,) = chat.template_problems()
     assert "ends an assistant turn with Ċ, not with an EOS (<|im_end|>)" in problem
@@ -133,6 +136,7 @@ def test_template_without_eos_after_the_assistant_is_shown_in_tokens(build_token
 
 
 def test_wrong_eos_of_the_tokenizer_is_found(build_tokenizer: Build) -> None:
+    """I24."""
     tokenizer = build_tokenizer(
         special_tokens=("<pad>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"), eos_token="<|endoftext|>"
     )
@@ -143,6 +147,7 @@ def test_wrong_eos_of_the_tokenizer_is_found(build_tokenizer: Build) -> None:
 
 
 def test_no_eos_at_all(build_tokenizer: Build) -> None:
+    """I24."""
     chat = ChatFormat(build_tokenizer(eos_token=None))
     with pytest.raises(ConfigError, match="no EOS token"):
         chat.training_example(USER, "x")

@@ -63,6 +63,7 @@ def test_token_bytes_spell_what_the_tokens_decode_to(build_tokenizer: Build) -> 
 
 
 def test_equal_and_reordered_vocabularies(build_tokenizer: Build) -> None:
+    """I26: the number of ids that differ, with samples."""
     same = compare_tokenizers(build_tokenizer(), build_tokenizer())
     assert same.equal
     assert same.compatible
@@ -76,6 +77,7 @@ def test_equal_and_reordered_vocabularies(build_tokenizer: Build) -> None:
 
 
 def test_padding_of_the_vocabulary_is_compatible_but_not_equal(build_tokenizer: Build) -> None:
+    """I27."""
     padded = build_tokenizer()
     padded.add_tokens([f"<|extra_{index}|>" for index in range(5)])
     comparison = compare_tokenizers(build_tokenizer(), padded)
@@ -101,6 +103,7 @@ def test_pad_is_the_tokenizers_own_where_it_is_safe(build_tokenizer: Build) -> N
 def test_missing_or_eos_pad_is_replaced_by_a_safe_special_token(
     build_tokenizer: Build, pad_token: str | None
 ) -> None:
+    """I25."""
     tokenizer = build_tokenizer(pad_token=pad_token)
     pad = ensure_pad_token(tokenizer)
     assert (pad.id, pad.token) == (0, "<pad>")
@@ -109,6 +112,7 @@ def test_missing_or_eos_pad_is_replaced_by_a_safe_special_token(
 
 
 def test_no_token_that_the_template_or_the_generation_config_uses_becomes_pad(build_tokenizer: Build) -> None:
+    """I25."""
     tokenizer = build_tokenizer(
         special_tokens=("<|im_start|>", "<|im_end|>", "<|endoftext|>"), pad_token=None
     )
@@ -120,6 +124,7 @@ def test_no_token_that_the_template_or_the_generation_config_uses_becomes_pad(bu
 
 
 def test_eos_may_pad_only_where_masking_is_by_position(build_tokenizer: Build) -> None:
+    """I25."""
     tokenizer = build_tokenizer(special_tokens=("<|im_start|>", "<|im_end|>"), pad_token="<|im_end|>")
     with pytest.raises(ConfigError):
         ensure_pad_token(tokenizer)
@@ -161,17 +166,20 @@ def test_directories_without_a_usable_tokenizer(
 
 @pytest.mark.parametrize("name", ["/no/such/place", "./nothing-here", "~/no-such-place", "a/b/c", "/nul\0"])
 def test_missing_local_directory(name: str) -> None:
+    """I10."""
     with pytest.raises(ConfigError, match="is not a directory"):
         load_tokenizer(name)
 
 
 def test_malformed_hub_id() -> None:
+    """I10."""
     with pytest.raises(ConfigError, match="neither a directory nor a hub id") as error:
         load_tokenizer("not a/model id")
     assert error.value.exit_code == 2
 
 
 def test_hub_id_that_is_not_cached_while_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """I10."""
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     with pytest.raises(RemoteError, match="can't be reached") as error:
         load_tokenizer("raystill-nobody/no-such-model")
@@ -201,6 +209,7 @@ def test_hub_without_network_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_hub_says_becomes_a_message_with_a_fix(
     monkeypatch: pytest.MonkeyPatch, hub_error: str, message: str, fix: str
 ) -> None:
+    """I10."""
     from huggingface_hub import HfApi, errors
 
     kind = getattr(errors, hub_error)
@@ -216,6 +225,7 @@ def test_what_the_hub_says_becomes_a_message_with_a_fix(
 
 
 def test_settings_that_cannot_be_honoured_are_refused() -> None:
+    """I12."""
     with pytest.raises(ConfigError, match="use_fast"):
         load_tokenizer("org/model", use_fast=False)
     with pytest.raises(ConfigError, match="run code from the hub"):

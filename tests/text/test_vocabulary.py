@@ -42,6 +42,7 @@ def test_a_superset_under_other_numbers_says_the_same(build: Build) -> None:
 
 
 def test_what_is_missing_is_named(build: Build) -> None:
+    """I26."""
     translation = map_vocabulary(build(), build(lacks="abcdefg"))
     assert not translation.is_complete and translation.num_missing == 7
     assert [text for _, text in translation.examples] == ["'a'", "'b'", "'c'", "'d'", "'e'"]

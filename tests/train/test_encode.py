@@ -103,12 +103,14 @@ def test_unfinished_and_flagged_rows_train_and_are_counted(empty_world: Any, row
 
 
 def test_what_an_endpoint_withheld_does_not_train(empty_world: Any, rows: Any) -> None:
+    """F9: refusals have this finish reason, too."""
     make = encoder(empty_world)
     assert make.encode(replace(rows[0], finish_reason="content_filter")) is None
     assert make.counts == {"rows_read": 1, "left_out_content_filter": 1}
 
 
 def test_a_token_outside_the_vocabulary_names_its_row(empty_world: Any, rows: Any) -> None:
+    """F27."""
     make = RowEncoder(settings(empty_world), empty_world.chat, SAME, 100, 128)
     with pytest.raises(DataError, match=rows[0].key):
         make.encode(rows[0])
@@ -189,6 +191,7 @@ def test_text_of_another_tokenizer_is_tokenised_again_for_sft(
 def test_a_student_that_lacks_tokens_of_its_teacher_is_refused_with_examples(
     empty_world: Any, rows: Any, tokenizer_maker: Any, store_writer: Any
 ) -> None:
+    """I26."""
     directory = empty_world.root / "other"
     tokenizer_maker(extra=("ab", "cd")).save_pretrained(directory)
     store = store_writer(empty_world.root / "store", load_chat_format(str(directory)), rows[:3])
@@ -200,6 +203,7 @@ def test_a_student_that_lacks_tokens_of_its_teacher_is_refused_with_examples(
 
 
 def test_a_padded_vocabulary_is_the_same_tokenizer(world: Any) -> None:
+    """I27."""
     config = world.config(student={"vocab_size": 512})
     match = match_tokenizers(config, load_store(world.root / "store"), world.chat, needs_signal=True)
     assert match == SAME
@@ -256,6 +260,7 @@ def test_text_that_was_scored_trains_on_the_scorers_ids(
 
 
 def test_loss_on_assistant_turns_reaches_into_the_prompt(empty_world: Any, rows: Any) -> None:
+    """I23: the template needs no marks of what it generates."""
     chat: ChatFormat = empty_world.chat
     talk = [
         {"role": "user", "content": "a"},
@@ -287,6 +292,7 @@ def test_text_is_tokenised_in_batches_as_one_by_one(world: Any, rows: Any) -> No
 
 
 def test_what_does_not_fit_is_told_with_a_length_that_would(empty_world: Any, rows: Any) -> None:
+    """I22: with the length that would do."""
     own = RowEncoder(settings(empty_world, "sft"), empty_world.chat, SAME, 259, 30)
     kept = own.encode_all(rows, {})
     (note,) = own.lengths.describe_loss()
@@ -309,6 +315,7 @@ def test_where_every_answer_was_cut_off_the_error_says_what_would_help(world: An
 
 
 def test_answers_that_were_cut_off_are_counted_and_told(world: Any, rows: Any) -> None:
+    """F9."""
     store = load_store(world.root / "store")
     wanted = TrainingRows(frozenset(row.key for row in rows[:40]), num_cut_off=20)
     data = load_training_data(store, wanted, settings(world), world.chat, SAME, vocab_size=259, context=128)

@@ -63,6 +63,7 @@ VICTIMS = {"driver": "", "controller": "TrainController", "worker": "RayTrainWor
 
 
 def test_random_kills_never_stop_a_resume_and_the_end_is_byte_equal(world: Any, tmp_path: Path) -> None:
+    """F25."""
     steps = {"steps": 1000, "save_every": 1, "checkpoint_cleanup": {"max_checkpoints": 2}}
     whole, killed = world.config("whole", training=steps), world.config("killed", training=steps)
     world.train(whole)
@@ -114,7 +115,7 @@ def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_driver_controller_and_worker_are_killed_and_the_end_is_byte_equal(
     world: Any, ray_address: str, tmp_path: Path
 ) -> None:
-    """The stage as a driver of its own runs it; every kill takes one of its three kinds of process."""
+    """F25: the stage as a driver of its own runs it; every kill takes one of its three kinds of process."""
     cleanup = {"max_checkpoints": 2, "min_free_space_gb": 0.0}
     # Ray Train takes a report every 0.2 s, and every save is one: ten steps a second at most.
     steps = {"steps": 60 * NUM_KILLS, "save_every": 2, "checkpoint_cleanup": cleanup}

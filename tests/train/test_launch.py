@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +20,43 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raystill.checkpoint.store import step_of
-from raystill.errors import ConfigError, DataError, EnvironmentFault
-from raystill.run.stage import execute
+from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of, verify_checkpoint
+from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
+from raystill.run.stage import Stage, execute
 from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
+from raystill.train.group import WorkerGroup
 from raystill.train.launch import require_resources, run_training, translate_failure
 from raystill.train.pointers import listed_checkpoints
 from raystill.train.settings import resolve_settings
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
+from raystill.train.worker import train_worker
+
+# The loop without Ray; once everything is built, the process may have 48 MiB more and not a byte beyond.
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from raystill.config.schema import Config
+from raystill.run.paths import RunPaths
+from raystill.train import worker
+from raystill.train.assembly import TrainJob
+from raystill.train.group import WorkerGroup
+
+restore = worker.restore_latest
+
+def restore_then_limit(run):
+    restore(run)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 48 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+worker.restore_latest = restore_then_limit
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+job = TrainJob(config, RunPaths.from_config(config), "distill", "cpu", 1)
+try:
+    worker.train_worker(job, WorkerGroup(), None)
+except (MemoryError, RuntimeError) as error:
+    print(f"{type(error).__name__}: {error}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +101,7 @@ def kill_the_workers() -> int:
 
 @pytest.mark.ray
 def test_a_killed_stage_goes_on_and_ends_where_the_loop_without_ray_ends(world: Any, ray_here: None) -> None:
+    """F25: SIGKILL of the worker; the weights are equal byte for byte."""
     steps = {"steps": 300, "save_every": 20, "log_every": 1}
     alone = world.config("alone", training=steps)
     world.train(alone)
@@ -124,7 +157,7 @@ def test_two_workers_end_where_one_does(world: Any, ray_here: None, parallelism:
 def test_as_many_workers_as_fit_train_the_same_steps_and_a_lost_one_is_made_up_for(
     world: Any, ray_here: None
 ) -> None:
-    """Of at most four workers with 2 CPUs each, Ray has room for two."""
+    """F25: of at most four workers with 2 CPUs each, Ray has room for two."""
     from ray.train import Result
 
     steps = {"steps": 300, "save_every": 20, "log_every": 1}
@@ -167,6 +200,7 @@ def test_as_many_workers_as_fit_train_the_same_steps_and_a_lost_one_is_made_up_f
     ],
 )
 def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, text: str) -> None:
+    """F26."""
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -175,7 +209,49 @@ def test_a_workers_error_becomes_one_of_ours(cause: Exception, expected: type, t
     assert type(error) is expected and text in str(error) and "Traceback" not in str(error)
 
 
+def test_a_worker_without_memory_is_explained_and_its_checkpoints_are_whole(
+    world: Any, tmp_path: Path
+) -> None:
+    """F26: a limit on the address space; the loop's own allocation fails, at the step after a checkpoint."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    large = {"intermediate_size": 40_000, "num_hidden_layers": 1}
+    config = world.config(student=large, training={"steps": 3, "save_every": 1})
+    directory = world.paths(config).checkpoints("distill")
+    with pytest.raises(StopError):
+        train_worker(world.job(config), WorkerGroup(), StopAtOnce())
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    child = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "memory" in child.stdout.lower(), child.stdout
+    error = translate_failure(WorkerGroupError("failed", {0: RuntimeError(child.stdout)}), directory)
+    assert error.exit_code == 4 and "can't allocate memory" in error.what
+    assert str(directory) == error.problems[0].where and "distill" in error.problems[0].where
+    assert "lower per_device_train_batch_size" in error.problems[0].fix
+    assert [step_of(path) for path in list_checkpoints(directory)] == [1]
+    assert all(verify_checkpoint(path) for path in list_checkpoints(directory))
+    assert not world.paths(config).model("distill").exists()
+    world.train(config)
+    assert latest_valid(directory).step == 3
+
+
+class StopError(Exception):
+    """Ends a run from within."""
+
+
+class StopAtOnce:
+    """A reporter that ends the run at its first save."""
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        raise StopError
+
+
 def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> None:
+    """I33."""
     config = world.config(training={"num_workers": 8, "cpus_per_worker": 2})
     with pytest.raises(EnvironmentFault, match="need 16 CPU, and Ray has 4"):
         require_resources(config, {"CPU": 2.0}, {"CPU": 4.0})
@@ -192,6 +268,7 @@ def test_the_device_follows_the_cluster(empty_world: Any, wanted: str, gpus: int
 
 
 def test_what_this_machine_cannot_do_is_refused(empty_world: Any) -> None:
+    """I34."""
     with pytest.raises(EnvironmentFault, match="no CUDA device"):
         choose_device_type(empty_world.config(device={"type": "cuda"}), 0)
     half = resolve_settings(empty_world.config(train={"sft": {"fp16": True}}), "sft")
@@ -217,6 +294,7 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
 
 
 def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:
+    """I26, I36: another tokenizer, and a copy over files that are no model."""
     directory = world.root / "other"
     tokenizer_maker().save_pretrained(directory)
     (directory / "tokenizer.json").write_text(
@@ -234,6 +312,31 @@ def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_make
     with pytest.raises(EnvironmentFault, match="not a model"):
         DISTILL_STAGE.preflight(copied, world.paths(copied))
     assert not world.paths(copied).root.exists()
+
+
+@pytest.mark.parametrize("stage", [SFT_STAGE, DISTILL_STAGE])
+def test_a_student_that_is_not_there_is_refused_before_a_teacher_is_asked(
+    empty_world: Any, stage: Stage
+) -> None:
+    """I10, I13: without answers, before anything is written."""
+    assert stage.foresee is not None
+
+    def refuse(kind: type[RaystillError], text: str, **student: Any) -> None:
+        config = empty_world.config(student=student, train={"sft": {}, "distillation": {"init": "student"}})
+        with pytest.raises(kind, match=text) as caught:
+            stage.foresee(config, empty_world.paths(config))
+        assert caught.value.problems[0].fix
+        assert not empty_world.paths(config).root.exists()
+
+    missing = str(empty_world.root / "no-such-model")
+    refuse(ConfigError, "is not a directory", base_model_name=missing, init="base")
+    pickled = empty_world.root / "pickled"
+    empty_world.chat.tokenizer.save_pretrained(pickled)
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refuse(DataError, "only pickle weights", base_model_name=str(pickled), init="base")
+    refuse(ConfigError, "not described", init="shrink")
+    sound = empty_world.config(train={"sft": {}, "distillation": {"init": "student"}})
+    stage.foresee(sound, empty_world.paths(sound))
 
 
 def test_progress_says_where_the_run_is() -> None:

@@ -69,6 +69,7 @@ def means(line: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("change", [as_version_1, as_first_version])
 def test_an_older_checkpoint_is_gone_on_from(world: Any, change: Callable[..., dict[str, Any]]) -> None:
+    """F31."""
     steps = {"steps": 20, "save_every": 3, "log_every": 4}
     whole, upgraded = world.config("whole", training=steps), world.config("upgraded", training=steps)
     world.train(whole)
@@ -87,6 +88,7 @@ def test_an_older_checkpoint_is_gone_on_from(world: Any, change: Callable[..., d
 
 
 def test_a_newer_checkpoint_is_named_and_nothing_is_trained_over_it(world: Any) -> None:
+    """F31, I43."""
     config = world.config()
     path = train_to_first_save(world, config)
     rewrite(path, SCHEMA_VERSION + 1, lambda state: state | {"more": 1})

@@ -36,6 +36,7 @@ def attempt(world: Any, config: Any) -> Path:
 
 @pytest.mark.ray
 def test_rays_result_lists_what_exists_whatever_happened_before(world: Any, ray_here: None) -> None:
+    """F31: Ray's own snapshot is torn."""
     from ray.train import Result
 
     steps = {"steps": 12, "save_every": 4, "checkpoint_cleanup": {"max_checkpoints": 1}}
@@ -73,6 +74,7 @@ def test_rays_result_lists_what_exists_whatever_happened_before(world: Any, ray_
 
 @pytest.mark.ray
 def test_an_interrupt_saves_the_step_that_training_is_at(world: Any, ray_here: None) -> None:
+    """F28: what SIGTERM becomes in a driver."""
     config = world.config(training={"steps": 5000, "save_every": 5000, "log_every": 1})
     world.list_requests(world.paths(config))
 

@@ -12,6 +12,7 @@ from raystill.train.settings import resolve_settings
 
 @pytest.mark.parametrize(("truncate", "share"), [(False, "50.0%"), (True, "30.0%")])
 def test_what_is_lost_is_counted_in_completion_tokens(truncate: bool, share: str) -> None:
+    """I22: with a histogram."""
     lengths = RowLengths(100, truncate=truncate)
     assert [lengths.add(40, 50), lengths.add(60, 100)] == [50, 40 if truncate else 0]
     lengths.add(500, 0)
@@ -24,6 +25,7 @@ def test_what_is_lost_is_counted_in_completion_tokens(truncate: bool, share: str
 
 
 def test_a_share_below_half_a_percent_is_not_worth_a_word() -> None:
+    """I22."""
     lengths = RowLengths(100, truncate=True)
     lengths.add(10, 91)
     assert lengths.describe_loss()
@@ -33,6 +35,7 @@ def test_a_share_below_half_a_percent_is_not_worth_a_word() -> None:
 
 
 def test_the_stored_rows_of_a_stage_are_measured_without_a_tokenizer(world: Any, rows: Any) -> None:
+    """I22."""
     short = world.config(training={"max_seq_len": 30})
     world.list_requests(world.paths(short))
     settings = resolve_settings(short, "distill")

@@ -33,6 +33,7 @@ def test_the_losses_section_wins(empty_world: Any) -> None:
     ],
 )
 def test_losses_that_mean_nothing_are_refused(empty_world: Any, sections: dict[str, Any]) -> None:
+    """I30."""
     with pytest.raises(ConfigError):
         resolve_loss(empty_world.config(**sections))
 

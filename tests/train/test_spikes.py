@@ -33,6 +33,7 @@ def test_a_spike_is_far_out_and_twice_the_median(
 
 
 def test_spikes_are_skipped_and_counted_but_never_for_good(world: Any) -> None:
+    """F23."""
     run = assemble(world.job(world.config()), WorkerGroup())
     settings, counters = replace(run.settings, max_spike_steps=2), run.state.counters
     assert all(_is_taken(run.state, norm, settings) for norm in STEADY)

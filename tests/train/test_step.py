@@ -70,6 +70,7 @@ def test_a_worker_without_rows_adds_nothing(world: Any) -> None:
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before(world: Any) -> None:
+    """F23."""
     config = world.config(training={"max_grad_norm": 0.01})
     run = assemble(world.job(config), WorkerGroup())
     run.state.optimizer = torch.optim.SGD(run.state.student.network.parameters(), lr=1.0)

@@ -34,6 +34,7 @@ class Quiet:
 
 
 def test_a_notice_saves_a_step_that_was_not_due_and_the_end_is_byte_equal(world: Any) -> None:
+    """F28."""
     whole, broken = world.config("whole", training=STEPS), world.config("broken", training=STEPS)
     world.train(whole)
     with pytest.raises(EnvironmentFault, match="after step 1, which is saved: a machine is about") as caught:
@@ -56,7 +57,7 @@ def test_a_request_stops_after_the_step(world: Any) -> None:
 def test_little_disk_lets_recent_ones_go_then_ends_the_run(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A neighbour takes the disk at step 10: at once what may go goes, then the run saves and stops."""
+    """F15: a neighbour takes the disk at step 10: at once what may go goes, then the run saves and stops."""
     training = {**STEPS, "save_every": 1, "checkpoint_cleanup": {"min_free_space_gb": 2.0}}
     config = world.config(training=training, disk={"interval_s": 1e-6, "hard_free_gb": 1.0})
     directory = world.paths(config).checkpoints("distill")
@@ -86,6 +87,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 
 def test_a_full_disk_ends_the_run_with_what_it_kept_sound(world: Any, small_disk: Path) -> None:
+    """F14."""
     config = world.config(training={**STEPS, "save_every": 1}, disk={"hard_free_gb": 0.0})
     directory = world.paths(config).checkpoints("distill")
     directory.parent.mkdir(parents=True)
@@ -122,7 +124,7 @@ def test_an_interrupted_driver_asks_first_and_waits(tmp_path: Path) -> None:
 def test_a_write_that_fails_is_tried_again_after_old_ones_went(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quota that statvfs doesn't tell: the write at step 15 fails once, with steps 12 to 14 on disk."""
+    """F14: a quota that statvfs doesn't tell: step 15's write fails once, with 12 to 14 on disk."""
     config = world.config(training={**STEPS, "save_every": 1})
     directory = world.paths(config).checkpoints("distill")
     save, failures = saving.save_checkpoint, []

@@ -84,6 +84,7 @@ def test_lora_trains_few_weights_and_leaves_the_base_alone(world: Any) -> None:
 @pytest.mark.parametrize("save", [[], ["lm_head", "embed_tokens"]])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_merged_model_equals_base_and_adapter(world: Any, save: list[str], tied: bool) -> None:
+    """I42: no adapter stays unmerged in what is exported."""
     from peft import PeftModel
 
     lora = {"peft": {"lora": {"r": 4, "lora_alpha": 8, "modules_to_save": save}}}
@@ -120,6 +121,7 @@ def test_lora_resumes_byte_for_byte(world: Any) -> None:
 
 @pytest.mark.parametrize("key", ["target_modules", "modules_to_save"])
 def test_lora_names_that_match_nothing_are_refused_with_the_names_there_are(world: Any, key: str) -> None:
+    """I31."""
     lora = {"peft": {"lora": {key: ["embed_token"]}}}
     with pytest.raises(ConfigError, match=r"no module is called embed_token;.*q_proj"):
         build(world, train={"distillation": lora})
@@ -170,6 +172,7 @@ def test_a_base_of_another_size_than_the_keys_is_refused(world: Any) -> None:
 
 
 def test_pickle_weights_are_refused(world: Any, tmp_path: Any) -> None:
+    """I13."""
     directory = tmp_path / "pickled"
     build(world).causal_lm.config.save_pretrained(directory)
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04.")

@@ -104,6 +104,7 @@ def test_a_stopped_run_ends_byte_equal_to_an_uninterrupted_one(world: Any, stage
 
 
 def test_kill_9_at_any_step_ends_byte_equal(world: Any, tmp_path: Path) -> None:
+    """F25."""
     whole = world.config("whole")
     world.train(whole)
     killed = world.config("killed")
@@ -120,6 +121,7 @@ def test_kill_9_at_any_step_ends_byte_equal(world: Any, tmp_path: Path) -> None:
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(world: Any) -> None:
+    """F17."""
     whole, broken = world.config("whole"), world.config("broken")
     world.train(whole)
     with pytest.raises(StopError):
@@ -186,6 +188,7 @@ def poison(world: Any, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None
 
 
 def test_a_non_finite_step_is_skipped_and_counted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F21."""
     config = world.config()
     poison(world, monkeypatch, {2, 4})
     counts = world.train(config)["counts"]
@@ -196,6 +199,7 @@ def test_a_non_finite_step_is_skipped_and_counted(world: Any, monkeypatch: pytes
 def test_too_many_non_finite_steps_stop_with_the_last_good_checkpoint(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F21."""
     config = world.config(training={"max_nonfinite_steps": 1, "save_every": 3})
     poison(world, monkeypatch, {3, 4, 5})
     with pytest.raises(DivergenceError, match="step-00000003") as caught:
@@ -204,9 +208,41 @@ def test_too_many_non_finite_steps_stop_with_the_last_good_checkpoint(
     assert not world.paths(config).model("distill").exists()
 
 
+def test_a_batch_that_explodes_is_skipped_counted_and_shown(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F23: one step's gradient times 10^6 in the middle of a run; the weights end as good as without it."""
+    training = {"steps": 40, "save_every": 40, "log_every": 1}
+    calm, config = world.config("calm", training=training), world.config("run", training=training)
+    world.train(calm)
+    original, seen = worker_module.train_step, {}
+
+    def explode(state: Any, *arguments: Any) -> Any:
+        if state.step != 30:
+            return original(state, *arguments)
+        weights = state.trainable().values()
+        hooks = [weight.register_hook(lambda gradient: gradient * 1e6) for weight in weights]
+        before = [weight.detach().clone() for weight in weights]
+        result = original(state, *arguments)
+        seen["norm"] = state.counters.recent_norms[-1]
+        assert all(torch.equal(*pair) for pair in zip(before, weights, strict=True))
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    monkeypatch.setattr(worker_module, "train_step", explode)
+    assert world.train(config)["counts"]["steps_spike"] == 1
+    lines = {line["step"]: line for line in world.metrics(config) if "train/spike_steps" in line}
+    assert (lines[30]["train/spike_steps"], lines[31]["train/spike_steps"]) == (0, 1)
+    assert seen["norm"] == lines[30]["train/grad_norm"]  # no part of what is normal
+    usual = [line["train/loss"] for line in world.metrics(calm) if "train/loss" in line]
+    assert lines[40]["train/loss"] == pytest.approx(usual[-1], rel=0.2)
+
+
 def test_a_step_without_loss_tokens_is_skipped_and_counted(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F24."""
     original = worker_module.assemble
 
     def assemble(*arguments: Any) -> TrainRun:
@@ -226,6 +262,7 @@ def test_a_step_without_loss_tokens_is_skipped_and_counted(
 
 
 def test_data_without_loss_tokens_is_an_error_before_step_1(world: Any) -> None:
+    """F24."""
     config = world.config(training={"max_seq_len": 8})
     with pytest.raises(DataError, match="left_out_too_long 55"):
         world.train(config)
@@ -235,6 +272,7 @@ def test_data_without_loss_tokens_is_an_error_before_step_1(world: Any) -> None:
 def test_a_full_disk_stops_the_run_with_its_checkpoints_intact(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F14."""
     config = world.config()
     calls: list[int] = []
 
@@ -252,6 +290,7 @@ def test_a_full_disk_stops_the_run_with_its_checkpoints_intact(
 
 
 def test_other_training_rows_are_not_continued(world: Any, chat: Any, store_writer: Any, rows: Any) -> None:
+    """I43."""
     config = world.config()
     with pytest.raises(StopError):
         train_worker(world.job(config), WorkerGroup(), StopAfter(1))
@@ -280,7 +319,7 @@ def test_bfloat16_autocast_trains_float32_weights(world: Any) -> None:
 
 
 def test_what_happened_along_the_way_is_noted(world: Any) -> None:
-    """A damaged checkpoint and a template that isn't the teacher's: training goes on, and says so."""
+    """F17: a damaged checkpoint and a template that isn't the teacher's: training goes on, and says so."""
     directory = world.root / "polite"
     world.chat.tokenizer.save_pretrained(directory)
     template = directory / "chat_template.jinja"

@@ -137,3 +137,17 @@ def test_optuna_learns_from_earlier_trials(tmp_path: Path) -> None:
     source.on_trial_complete("t2", {SCORE: 0.3})
     source.suggest("t3")
     assert source.suggest("t4") == source.FINISHED
+
+
+def test_a_trial_that_was_killed_is_never_the_best_while_one_is_complete(tmp_path: Path) -> None:
+    """F35: what it had reported so far was better than any end."""
+    sweep = SweepPaths(tmp_path)
+    for number, (outcome, value) in enumerate(
+        [("unfinished", 0.1), ("complete", 0.5), ("failed", 0.01), ("complete", float("nan"))]
+    ):
+        begin_trial(sweep, number, f"t{number}", {})
+        append_report(sweep, number, Report(5, 50.0, value))
+        if outcome != "unfinished":  # a killed driver leaves a trial without a result
+            finish_trial(sweep, number, outcome)  # type: ignore[arg-type]
+    best = best_trial(load_trials(sweep), "min")
+    assert best is not None and best.number == 1

@@ -31,6 +31,7 @@ SweepConfig = Callable[..., LoadedConfig]
 
 
 def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig, ray_address: str) -> None:
+    """F35: a trial of NaN is among them."""
     loaded = sweep_config(
         "grid",
         search="grid",
@@ -70,9 +71,22 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
         run_sweep(LoadedConfig(changed))
 
 
+@pytest.mark.soak
+def test_a_trial_that_crashes_harms_nobody(sweep_config: SweepConfig, ray_address: str) -> None:
+    """F35: an error that is none of ours, twice; the trial after it trains in the same sweep."""
+    loaded = sweep_config(
+        "crash", search="grid", scheduler="none", max_concurrent=1, report_every=10,
+        space={"student.intermediate_size": {"grid": [10**13, 48]}},
+    )  # fmt: skip
+    result = run_sweep(loaded)
+    assert [trial.outcome for trial in result.trials] == ["failed", "complete"]
+    assert result.trials[0].problem and result.best is not None and result.best.number == 1
+
+
 def test_a_killed_driver_loses_nothing(
     write_config: Callable[..., Path], ray_address: str, tmp_path: Path
 ) -> None:
+    """F35."""
     file = write_config(
         "killed", scheduler="asha", num_samples=2, max_concurrent=1, report_every=5,
         space={RATE: {"loguniform": [1e-3, 1e-2]}},
@@ -132,6 +146,7 @@ def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
 
 
 def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:
+    """I33."""
     with pytest.raises(EnvironmentFault, match="a trial takes 4096 CPU"):
         run_sweep(sweep_config("large", resources={"cpus": 4096}, space={RATE: {"uniform": [1e-3, 2e-3]}}))
 
@@ -144,6 +159,7 @@ def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> N
 
 
 def test_a_run_without_answers_gets_no_files(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    """I14: a sweep over nothing."""
     loaded = sweep_config("early", search="random", num_samples=1, space={RATE: {"uniform": [1e-4, 1e-3]}})
     section = loaded.config.run.model_copy(update={"dir": str(tmp_path)})
     empty = LoadedConfig(loaded.config.model_copy(update={"run": section}))

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from raystill.checkpoint.finite import require_finite_weights
 from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
 from raystill.run.manifest import FileRecord, record_files
@@ -208,13 +209,11 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     """
     manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
     tensors = {group: _load_group(path / f"{group}.safetensors") for group in manifest.groups}
-    for name, tensor in tensors.get("model", {}).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(
-                f"weight {name!r} is not finite",
-                where=str(path),
-                fix="delete this checkpoint; training resumes from the one before it",
-            )
+    require_finite_weights(
+        tensors.get("model", {}).items(),
+        str(path),
+        "delete this checkpoint; training resumes from the one before it",
+    )
     try:
         state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -31,6 +31,7 @@ _PROBE_SECONDS = 10.0
 _JOIN_SECONDS = 60.0
 # Unix sockets allow 107 bytes; Ray appends about 65 to its directory.
 _LONGEST_TEMP_DIR = 40
+_LONGEST_REASON = 400
 _SMALLEST_STORE_BYTES = 80 * 2**20
 _LARGEST_STORE_BYTES = 2**30
 _SMALLEST_NUM_CPUS = 4
@@ -123,10 +124,15 @@ def _join(address: str) -> None:
         ) from error
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise RemoteError(
-            f"the Ray cluster can't be joined: {str(error).strip().splitlines()[0]}",
+            f"the Ray cluster can't be joined: {_in_one_line(error)}",
             where=where,
             fix=f"{fix}; its Ray and Python versions and its RAY_AUTH_TOKEN must be the ones here",
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """Ray says which versions differ over several lines."""
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def _init_into(address: str, outcome: Future[None]) -> None:

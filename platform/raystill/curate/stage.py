@@ -67,12 +67,8 @@ def run_curate(context: StageContext) -> StageResult:
     )
 
 
-def preflight_curate(config: Config, paths: RunPaths) -> None:
-    """Raise for files of the filters that are missing or can't be used, and for a store of other answers."""
-    from raystill.run.manifest import load_manifest
-    from raystill.store.own_answers import require_own_answers
-    from raystill.store.store import load_store
-
+def require_filter_files(config: Config, paths: RunPaths) -> None:
+    """Raise for files of the filters that are missing or can't be used."""
     settings = require_curate(config)
     for name, path in filter_files(config).items():
         if not path.is_file():
@@ -83,6 +79,15 @@ def preflight_curate(config: Config, paths: RunPaths) -> None:
         from raystill.text.tool_schema import load_tool_schema
 
         load_tool_schema(tool_schema_path(config), "curate.tool_calls")
+
+
+def preflight_curate(config: Config, paths: RunPaths) -> None:
+    """Raise for files of the filters that are missing or can't be used, and for a store of other answers."""
+    from raystill.run.manifest import load_manifest
+    from raystill.store.own_answers import require_own_answers
+    from raystill.store.store import load_store
+
+    require_filter_files(config, paths)
     generated = load_manifest(paths.stage_dir("generate"))
     require_own_answers(load_store(paths.store.resolve()), paths.requests, generated)
 
@@ -275,5 +280,6 @@ STAGE = Stage(
     needs_ray=True,
     external_inputs=_external_inputs,
     preflight=preflight_curate,
+    foresee=require_filter_files,
     grows=True,
 )

@@ -208,4 +208,5 @@ STAGE = Stage(
     inputs=required_stages,
     body=run_export,
     preflight=validate_copy_target,
+    foresee=validate_copy_target,
 )

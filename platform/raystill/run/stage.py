@@ -67,7 +67,9 @@ class Stage:
     `external_inputs` fingerprints what the stage reads from outside the run (name -> hash of the content);
     it is compared like `inputs`, except that a name which is no longer reported is not a change: a finished
     run stays usable where its sources are not. `preflight` raises for what can be known to be wrong before
-    anything is written or removed; it runs only when the body would.
+    anything is written or removed; it runs only when the body would. `foresee` raises for what can be known
+    to be wrong before the stages before this one have run: it looks at the configuration and at what that
+    names, never at their output.
 
     A stage that `grows` does only what is missing when its inputs have changed, so `execute` can be told to
     accept that; `fixed_inputs` are the external ones where it can't. `describe_new_data` says, in lines for
@@ -81,6 +83,7 @@ class Stage:
     needs_ray: bool = False
     external_inputs: Callable[[Config], dict[str, str]] | None = None
     preflight: Callable[[Config, RunPaths], None] | None = None
+    foresee: Callable[[Config, RunPaths], None] | None = None
     grows: bool = False
     fixed_inputs: tuple[str, ...] = ()
     describe_new_data: Callable[[Config, RunPaths], list[str]] | None = None

@@ -179,5 +179,6 @@ GRADE_STAGE = Stage(
     body=run_grade,
     needs_ray=True,
     preflight=preflight_grade,
+    foresee=preflight_grade,
     grows=True,
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from raystill.checkpoint.finite import require_finite_weights
 from raystill.errors import EnvironmentFault
 from raystill.store.records import TopKSignal
 from raystill.store.tier_records import TierSignal
@@ -50,7 +51,10 @@ class TransformersEngine:
     """`TeacherEngine` on `generate` of transformers. Rows are gathered into batches as they come."""
 
     def __init__(self, settings: TransformersSettings) -> None:
-        """Load the model. Raises EnvironmentFault where it doesn't fit this machine."""
+        """Load the model.
+
+        Raises EnvironmentFault where it doesn't fit this machine, DataError for weights that are not finite.
+        """
         from transformers import AutoModelForCausalLM
 
         self._settings = settings
@@ -69,6 +73,11 @@ class TransformersEngine:
                 where=str(settings.directory),
                 fix="check that the model fits into memory and that transformers knows its architecture",
             ) from error
+        require_finite_weights(
+            self._model.named_parameters(),
+            str(settings.directory),
+            "fetch the teacher again: it can only answer with garbage",
+        )
         self._generations = RowBatcher(self._generate_batch, settings.batch_size)
         self._scores = RowBatcher(self._score_batch, settings.batch_size)
         self._tiers: RowBatcher[TierRequest, TierSignal] = RowBatcher(self._capture_batch, 1)

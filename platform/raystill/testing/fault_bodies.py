@@ -14,9 +14,15 @@ HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway<
 _MESSAGES = {
     "429": "Rate limit reached for requests",
     "401": "Incorrect API key provided",
+    "403": "Project does not have access to the model",
     "404": "The model does not exist",
 }
-_CODES = {"429": "rate_limit_exceeded", "401": "invalid_api_key", "404": "model_not_found"}
+_CODES = {
+    "429": "rate_limit_exceeded",
+    "401": "invalid_api_key",
+    "403": "permission_denied",
+    "404": "model_not_found",
+}
 
 
 def error_body(status: str) -> bytes:

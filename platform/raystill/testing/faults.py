@@ -17,6 +17,7 @@ FaultKind = Literal[
     "503",
     "504",
     "401",
+    "403",
     "404",
     "reset",
     "reset_after",
@@ -34,7 +35,7 @@ FaultKind = Literal[
 ]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # These leave the request unanswered by the upstream: nothing is billed for it.
-NOT_FORWARDED = frozenset({"429", "500", "502", "503", "504", "401", "404", "reset", "hang"})
+NOT_FORWARDED = frozenset({"429", "500", "502", "503", "504", "401", "403", "404", "reset", "hang"})
 
 
 @dataclass(frozen=True)

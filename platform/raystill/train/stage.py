@@ -16,6 +16,7 @@ from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
 from raystill.train.loss_terms import resolve_loss
 from raystill.train.settings import (
+    TrainSettings,
     TrainStageName,
     resolve_settings,
     starts_from_sft,
@@ -129,26 +130,50 @@ def _distill_inputs(config: Config) -> tuple[StageName, ...]:
     return tuple(inputs)
 
 
-def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
-    """Refuse, before anything is written, what training could only fail on later."""
-    from raystill.store.own_answers import require_own_answers
-    from raystill.store.store import load_store
-    from raystill.train.build import load_student_chat, require_described
+def _starts_from_this_run(config: Config, stage: TrainStageName) -> bool:
+    return stage == "distill" and starts_from_sft(config)
+
+
+def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
+    """Refuse what no answer of a teacher can make right; returns the stage's settings."""
+    from raystill.train.build import require_described
     from raystill.train.output import validate_copy_target
+    from raystill.train.students.base import refuse_pickle
     from raystill.train.students.quantize import require_bitsandbytes
-    from raystill.train.teachers.load import locate_teachers, require_same_tokens
-    from raystill.train.token_match import match_tokenizers
     from raystill.train.trackers import require_tracker
 
     settings = resolve_settings(config, stage)
-    if trained_model(config, stage) == "student" and not (stage == "distill" and starts_from_sft(config)):
+    if trained_model(config, stage) == "student" and not _starts_from_this_run(config, stage):
         require_described(config)
+        if config.student.base_model_name is not None:
+            refuse_pickle(config.student.base_model_name)
     quantization = config.assistant.quantization if config.assistant else None
     if stage == "sft" and quantization is not None and quantization.load_in_4bit:
         require_bitsandbytes()
     require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
+    return settings
+
+
+def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
+    """Refuse, before a teacher is asked, what can be seen without the output of the stages before."""
+    from raystill.train.build import load_student_chat
+
+    _require_possible(config, stage)
+    if not _starts_from_this_run(config, stage):
+        load_student_chat(config, paths, stage)
+
+
+def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
+    """Refuse, before anything is written, what training could only fail on later."""
+    from raystill.store.own_answers import require_own_answers
+    from raystill.store.store import load_store
+    from raystill.train.build import load_student_chat
+    from raystill.train.teachers.load import locate_teachers, require_same_tokens
+    from raystill.train.token_match import match_tokenizers
+
+    settings = _require_possible(config, stage)
     store = load_store(paths.store)
     chat = load_student_chat(config, paths, stage)
     match_tokenizers(config, store, chat, settings.reads_stored_signals)
@@ -237,6 +262,14 @@ def _check_distill(config: Config, paths: RunPaths) -> None:
     _preflight(config, paths, "distill")
 
 
+def _foresee_sft(config: Config, paths: RunPaths) -> None:
+    _foresee(config, paths, "sft")
+
+
+def _foresee_distill(config: Config, paths: RunPaths) -> None:
+    _foresee(config, paths, "distill")
+
+
 SFT_STAGE = Stage(
     name="sft",
     config_keys=(*_SHARED_KEYS, *_STUDENT_KEYS, *_ASSISTANT_KEYS, *_SFT_KEYS),
@@ -244,6 +277,7 @@ SFT_STAGE = Stage(
     body=_run_sft,
     needs_ray=True,
     preflight=_check_sft,
+    foresee=_foresee_sft,
 )
 DISTILL_STAGE = Stage(
     name="distill",
@@ -252,4 +286,5 @@ DISTILL_STAGE = Stage(
     body=_run_distill,
     needs_ray=True,
     preflight=_check_distill,
+    foresee=_foresee_distill,
 )

@@ -58,6 +58,7 @@ def test_with_a_tokenizer_rows_can_be_scored(tmp_path: Path) -> None:
 
 
 def test_every_bad_row_has_its_reason(tmp_path: Path) -> None:
+    """I18: a conversation that ends with the user has no answer to train on."""
     lines = write_lines(
         tmp_path / "rows.jsonl",
         {"messages": [QUESTION]}, {"messages": [ANSWER]}, {"messages": []}, {"text": "x"},

@@ -153,6 +153,7 @@ def test_a_store_of_another_teacher_is_refused(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_are_rejected(tmp_path: Path) -> None:
+    """I20."""
     inputs = write_lines(tmp_path / "in.jsonl", request("a"), request("b", "\ud800?"))
     outputs = write_lines(tmp_path / "out.jsonl", response("a", "x\udc00"), response("b", "y"))
     _, counts = load(tmp_path, "openai-batch", outputs, inputs=(inputs,))

@@ -44,6 +44,7 @@ def test_an_address_names_the_endpoint_whatever_its_spelling(base_url: str, iden
     ],
 )
 def test_what_is_no_safe_address_is_refused_with_the_repair(base_url: str, message: str) -> None:
+    """I9."""
     with pytest.raises(ConfigError, match=message) as caught:
         parse_address(endpoint(base_url))
     assert "teacher.closed.endpoint.base_url" in str(caught.value)
@@ -51,11 +52,13 @@ def test_what_is_no_safe_address_is_refused_with_the_repair(base_url: str, messa
 
 
 def test_plain_http_is_allowed_without_a_key_or_on_request() -> None:
+    """I9."""
     assert parse_address(endpoint("http://box:8000/v1", api_key_env=None)).identity == "box:8000/v1"
     assert parse_address(endpoint("http://box:8000/v1", allow_http=True)).identity == "box:8000/v1"
 
 
 def test_a_missing_key_is_named_by_its_variable_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I7."""
     monkeypatch.delenv("SOME_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="SOME_API_KEY is not set"):
         read_key(endpoint(api_key_env="SOME_API_KEY"))
@@ -69,6 +72,7 @@ def test_a_missing_key_is_named_by_its_variable_only(monkeypatch: pytest.MonkeyP
 
 
 def test_a_literal_key_in_the_configuration_is_refused_and_masked() -> None:
+    """I8."""
     key = "sk-canarycanarycanary123"
     with pytest.raises(ConfigError, match="literal secret") as caught:
         load_config([], ["teacher.closed.model.name=m", f"teacher.closed.endpoint.api_key_env={key}"])

@@ -32,6 +32,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_proxy_of_the_environment_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I45."""
     monkeypatch.setenv("http_proxy", "http://user:secretword@127.0.0.1:9")
     outcome = asyncio.run(send(REMOTE))
     assert isinstance(outcome, Failure)
@@ -51,6 +52,7 @@ def test_local_endpoints_and_exceptions_go_through_none(monkeypatch: pytest.Monk
 
 
 def test_a_bad_certificate_stops_the_run_in_plain_words(tmp_path: Path) -> None:
+    """I45."""
     certificate, key = make_certificate(tmp_path)
     outcome = asyncio.run(with_server(certificate, key, send))
     assert isinstance(outcome, Failure)

@@ -29,6 +29,7 @@ def right(index: int, outcome: object, text: str = "") -> bool:
     ],
 )  # fmt: skip
 def test_what_passes_is_asked_again_and_every_row_gets_its_own_answer(fault: str) -> None:
+    """F5, F6, F8, F11."""
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault(f"{fault}@2,5,6,11")]) as proxy:
         asked = ask(f"{proxy.url}/v1", [request_of(index) for index in range(20)], in_flight=4)
     assert all(right(index, outcome) for index, outcome in enumerate(asked.generations))
@@ -42,6 +43,7 @@ def test_what_passes_is_asked_again_and_every_row_gets_its_own_answer(fault: str
 
 @pytest.mark.parametrize("fault", ["hang", "slow=1"])
 def test_a_request_that_hangs_ends_at_its_deadline_and_holds_up_nobody(fault: str) -> None:
+    """F10."""
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault(f"{fault}@3")]) as proxy:
         requests = [request_of(index) for index in range(30)]
         asked = ask(f"{proxy.url}/v1", requests, in_flight=4, timeout_s=4.0)
@@ -58,6 +60,7 @@ def test_a_request_that_hangs_ends_at_its_deadline_and_holds_up_nobody(fault: st
     ],
 )  # fmt: skip
 def test_a_row_is_given_up_after_its_attempts_with_the_reason(fault: str, code: str) -> None:
+    """F6, F8."""
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault(f"{fault}:1.0")]) as proxy:
         asked = ask(f"{proxy.url}/v1", [request_of(0)], max_attempts=3)
     (error,) = asked.outcomes
@@ -68,6 +71,7 @@ def test_a_row_is_given_up_after_its_attempts_with_the_reason(fault: str, code: 
 
 
 def test_null_content_is_never_text() -> None:
+    """F8."""
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault("null_content@1")]) as proxy:
         asked = ask(f"{proxy.url}/v1", [request_of(0)])
     (error,) = asked.outcomes
@@ -76,8 +80,12 @@ def test_null_content_is_never_text() -> None:
     assert error.cost_usd > 0  # it was billed
 
 
-@pytest.mark.parametrize(("fault", "hint"), [("401", "check the key"), ("404", "check teacher.closed.model")])
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [("401", "check the key"), ("403", "check its permissions"), ("404", "check teacher.closed.model")],
+)
 def test_a_refused_key_or_model_stops_everyone(fault: str, hint: str) -> None:
+    """F7."""
     with ScriptedApi() as api, FaultProxy(api.url, [parse_fault(f"{fault}:1.0")]) as proxy:
         asked = ask(f"{proxy.url}/v1", [request_of(index) for index in range(40)], in_flight=2)
     assert asked.heard.requests < 3
@@ -96,6 +104,7 @@ def test_the_key_is_never_shown_and_not_sent_on_by_redirects(monkeypatch: pytest
 
 
 def test_every_request_of_a_burst_of_429_is_asked_again_once() -> None:
+    """F5: over HTTP."""
     numbers = ",".join(str(number) for number in range(20, 36))
     fault = parse_fault(f"429=1@{numbers}")
     with ScriptedApi(latency=Latency(0.05)) as api, FaultProxy(api.url, [fault]) as proxy:
@@ -105,6 +114,7 @@ def test_every_request_of_a_burst_of_429_is_asked_again_once() -> None:
 
 
 def test_marked_answers_are_kept_with_their_flags_or_rejected() -> None:
+    """F9: stored with a flag."""
     texts = ["<<refuse>>", "<<filter>>", "<<empty>>", "<<error>>", "<<long>>", ""]
     with ScriptedApi() as api:
         asked = ask(api.base_url, [request_of(index, text) for index, text in enumerate(texts)])

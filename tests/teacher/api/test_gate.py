@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import pytest
+from asking import PRICES, Heard, request_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystill.errors import RemoteError
+from raystill.teacher.api.address import Address
+from raystill.teacher.api.client import ApiClient
+from raystill.teacher.api.engine import EngineSettings, OpenAIEngine
 from raystill.teacher.api.gate import Ask, GateSettings, Permit, RequestGate, Settlement
+from raystill.teacher.api.wire import BodyShape
+from raystill.teacher.engine import Generation
+from raystill.testing.fault_bodies import error_body
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
@@ -146,6 +153,8 @@ def test_a_dead_clients_permit_is_taken_back_and_its_money_stays_reserved() -> N
     costs=st.lists(st.tuples(st.floats(0.001, 0.5), st.floats(0.0, 1.0)), min_size=1, max_size=30),
 )
 def test_spent_and_reserved_never_exceed_the_cap(cap: float, costs: list[tuple[float, float]]) -> None:
+    """F12."""
+
     async def run() -> float:
         gate = gate_of(max_cost_usd=cap)
         spent = 0.0
@@ -166,6 +175,8 @@ def test_spent_and_reserved_never_exceed_the_cap(cap: float, costs: list[tuple[f
 
 
 def test_a_used_up_budget_says_what_was_spent_and_how_to_go_on() -> None:
+    """F12."""
+
     async def run() -> None:
         gate = gate_of(max_cost_usd=1.0, spent_usd=0.9)
         await gate.acquire(Ask(1.0, 0.2))
@@ -174,3 +185,58 @@ def test_a_used_up_budget_says_what_was_spent_and_how_to_go_on() -> None:
         run_virtually(run())
     assert caught.value.exit_code == 5
     assert "raise teacher.closed.budget.max_cost_usd" in str(caught.value)
+
+
+ANSWER = (
+    b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}],'
+    b' "usage": {"prompt_tokens": 5, "completion_tokens": 1}}'
+)
+
+
+class BusyEndpoint(ApiClient):
+    """Answers after a tenth of a second, but for a burst of 429."""
+
+    burst = range(500, 520)
+    retry_after: str | None = None
+
+    async def _post(self, key: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        now = asyncio.get_running_loop().time
+        self.asked = [*getattr(self, "asked", []), (key, now())]
+        throttled = len(self.asked) in self.burst
+        await asyncio.sleep(0.1)
+        if not throttled:
+            return 200, {}, ANSWER
+        self.throttled = {**getattr(self, "throttled", {}), key: now()}
+        return 429, {} if self.retry_after is None else {"Retry-After": self.retry_after}, error_body("429")
+
+
+@pytest.mark.parametrize("retry_after", [None, "0.8"])
+def test_a_burst_of_429_costs_what_the_endpoint_asks_for_and_hardly_more(retry_after: str | None) -> None:
+    """F5: with and without Retry-After; no row is lost, and the time is at most 1.1 times the ideal."""
+    rows, in_flight = 12_000, 20
+
+    async def run() -> tuple[BusyEndpoint, list[Any], Heard, float]:
+        heard, loop = Heard(), asyncio.get_running_loop()
+        settings = EngineSettings(BodyShape("m"), PRICES, "here", in_flight, 6, "keep")
+        address = Address("http://127.0.0.1:9/v1", "localhost/v1", True)
+        async with BusyEndpoint(address, None, timeout_s=5.0, connections=1, checks_ids=False) as client:
+            client.retry_after = retry_after
+            engine = OpenAIEngine(settings, client, gate_of(max_in_flight=in_flight), observer=heard)
+            slots = asyncio.Semaphore(engine.rows_in_flight)
+
+            async def one(index: int) -> Generation:
+                async with slots:
+                    return await engine.generate(request_of(index))
+
+            started = loop.time()
+            outcomes = await asyncio.gather(*map(one, range(rows)), return_exceptions=True)
+            return client, outcomes, heard, loop.time() - started
+
+    client, outcomes, heard, took = run_virtually(run())
+    assert all(isinstance(outcome, Generation) for outcome in outcomes)
+    assert (heard.requests, heard.retries) == (rows + 20, 20)
+    for key, since in client.throttled.items():
+        again = [at for asked, at in client.asked if asked == key][1]
+        assert again >= since + float(retry_after or 0.0)
+    ideal = (rows + 20) / in_flight * 0.1 + float(retry_after or 0.0)
+    assert took <= 1.1 * ideal

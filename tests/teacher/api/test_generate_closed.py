@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, RaystillError, RemoteError
+from raystill.errors import ConfigError, EnvironmentFault, RaystillError, RemoteError
 from raystill.run.paths import RunPaths
 from raystill.run.stage import StageOutcome, execute
 from raystill.store.reader import load_rows
@@ -18,10 +20,12 @@ from raystill.store.rejects import load_rejects
 from raystill.store.store import load_store
 from raystill.store.verify import verify_store
 from raystill.teacher.api.ledger import load_spending
+from raystill.teacher.drain import Drain
 from raystill.teacher.generate_stage import GENERATE_STAGE
 from raystill.testing.fault_proxy import FaultProxy
 from raystill.testing.scripted_answer import answers_messages
 from raystill.testing.scripted_api import ScriptedApi
+from raystill.testing.scripted_chat import Latency
 
 pytestmark = pytest.mark.ray
 Event = dict[str, Any]
@@ -100,6 +104,7 @@ def test_every_row_is_asked_once_stored_and_reused(
 def test_faults_cost_requests_and_no_rows(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F6."""
     faults = ["429=0.1:0.04", "503:0.03", "half_body:0.03", "html:0.03", "reset:0.03", "error_200:0.02"]
     with ScriptedApi() as api, FaultProxy(api.url, faults, seed=3) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
@@ -114,6 +119,7 @@ def test_faults_cost_requests_and_no_rows(
 def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F12."""
     with ScriptedApi() as api:
         prices = {"prompt": 100.0, "completion": 200.0}
         config = make_closed(api.base_url, prices=prices, budget={"max_cost_usd": 0.2})
@@ -138,6 +144,7 @@ def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(
 def test_an_expensive_run_without_a_cap_sends_nothing(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """I46."""
     with ScriptedApi() as api:
         config = make_closed(api.base_url, prices={"prompt": 1000.0, "completion": 1000.0})
         save_prompt_table(config, 50)
@@ -153,6 +160,7 @@ def test_an_expensive_run_without_a_cap_sends_nothing(
 def test_a_refused_key_or_model_costs_one_request(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, fault: str, hint: str
 ) -> None:
+    """F7, I10: at an endpoint."""
     with ScriptedApi() as api, FaultProxy(api.url, [fault]) as proxy:
         config = make_closed(proxy.base_url)
         paths = save_prompt_table(config, 30)
@@ -165,6 +173,7 @@ def test_a_refused_key_or_model_costs_one_request(
 def test_empty_answers_are_rejected_and_too_many_of_them_stop_the_run(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
 ) -> None:
+    """F8, I47."""
     with ScriptedApi() as api, FaultProxy(api.url, ["null_content:0.6"], seed=1) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
         paths = save_prompt_table(config, 150)
@@ -180,6 +189,7 @@ def test_empty_answers_are_rejected_and_too_many_of_them_stop_the_run(
 def test_an_endpoint_without_logprobs_says_what_follows(
     local_ray: None, make_closed: Any, save_prompt_table: SavePrompts, teacher_dir: Path
 ) -> None:
+    """I29."""
     from raystill.testing.scripted_chat import Capabilities
 
     with ScriptedApi(capabilities=Capabilities(max_top_logprobs=0)) as api:
@@ -198,3 +208,26 @@ def test_an_endpoint_without_logprobs_says_what_follows(
         save_prompt_table(strict, 10)
         with pytest.raises(ConfigError, match="the endpoint returns no logprobs"):
             generate(strict)
+
+
+def test_a_run_that_is_told_to_end_asks_for_no_more_and_stores_what_is_in_flight(
+    local_ray: None, make_closed: Any, save_prompt_table: SavePrompts
+) -> None:
+    """F4: without the signal: every answer that was paid for is stored, none is lost on the way."""
+    with ScriptedApi(latency=Latency(0.3)) as api:
+        config = make_closed(api.base_url)
+        paths = save_prompt_table(config, 200)
+        events: list[Event] = []
+        with ThreadPoolExecutor(1) as driver:
+            run = driver.submit(generate, config, events)
+            deadline = time.monotonic() + 120
+            while api.counts.answered < 30:
+                assert not run.done() and time.monotonic() < deadline
+                time.sleep(0.05)
+            (directory,) = {path.parent for path in paths.stage_dir("generate").rglob("*.up")}
+            Drain(directory).ask()
+            with pytest.raises(EnvironmentFault, match="told to end"):
+                run.result(timeout=120)
+        stored = check_store(paths)
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert stored == last["requests"] and 20 < stored < 200

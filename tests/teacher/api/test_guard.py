@@ -10,6 +10,7 @@ DOWN = Failure("retry", "server_error", "HTTP 503")
 
 
 def test_too_many_empty_answers_stop_the_run_with_three_samples() -> None:
+    """I47."""
     guard = OutcomeGuard("m at https://x")
     errors = []
     for row in range(20):
@@ -26,6 +27,7 @@ def test_too_many_empty_answers_stop_the_run_with_three_samples() -> None:
 
 
 def test_a_few_empty_answers_are_rejects_only() -> None:
+    """I47."""
     guard = OutcomeGuard("here")
     for row in range(200):
         guard.on_answer()
@@ -34,6 +36,7 @@ def test_a_few_empty_answers_are_rejects_only() -> None:
 
 
 def test_an_endpoint_that_answers_nobody_stops_the_run() -> None:
+    """F6."""
     guard = OutcomeGuard("here")
     errors = [guard.on_given_up(f"p{row}", DOWN) for row in range(20)]
     assert errors[:19] == [None] * 19

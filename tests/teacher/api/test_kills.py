@@ -68,6 +68,7 @@ def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
 def test_kills_cost_what_was_in_flight_and_the_key_is_written_nowhere(
     tmp_path: Path, save_prompt_table: Callable[..., RunPaths]
 ) -> None:
+    """F1, F2: the driver, then, in the next run, a worker."""
     log = tmp_path / "driver.log"
     script = {"capabilities": Capabilities(api_key=KEY), "latency": Latency(0.25)}
     with ScriptedApi(**script) as api:
@@ -121,6 +122,7 @@ def test_kills_cost_what_was_in_flight_and_the_key_is_written_nowhere(
 def test_on_object_storage_a_killed_worker_loses_nothing_either(
     tmp_path: Path, save_prompt_table: Callable[..., RunPaths]
 ) -> None:
+    """F2."""
     log, number = tmp_path / "driver.log", 200
     with object_storage() as bucket, ScriptedApi(latency=Latency(0.25)) as api:
         config = Config.model_validate(

@@ -42,6 +42,7 @@ def test_what_is_given_back_can_be_taken_at_once() -> None:
 
 
 def test_random_throttles_leave_the_concurrency_alone_and_many_halve_it() -> None:
+    """F5."""
     noise = random.Random(1)
     limit = AdaptiveConcurrency(50)
     for step in range(5000):
@@ -60,6 +61,7 @@ def test_random_throttles_leave_the_concurrency_alone_and_many_halve_it() -> Non
 
 
 def test_a_series_of_throttles_closes_the_endpoint_to_everyone() -> None:
+    """F5."""
     limit = AdaptiveConcurrency(10)
     limit.on_throttle(2.0, 0.0)
     assert limit.seconds_until_open(0.0) == 0.0

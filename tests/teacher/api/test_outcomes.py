@@ -46,6 +46,7 @@ def test_what_the_endpoint_says_is_masked_and_cut() -> None:
 
 
 def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
+    """F5."""
     assert parse_retry_after("1.5") == 1.5
     assert parse_retry_after("-3") == 0.0
     assert parse_retry_after("86400") == 300.0
@@ -58,6 +59,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
 def test_waits_are_bounded_and_never_shorter_than_what_was_asked_for(
     attempt: int, wish: float | None, seed: int
 ) -> None:
+    """F5."""
     wait = backoff_seconds(attempt, wish, random.Random(seed))
     if wish is None:
         assert 0.0 <= wait <= 30.0

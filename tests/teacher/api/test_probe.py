@@ -53,6 +53,7 @@ def test_an_endpoint_that_can_do_everything() -> None:
 
 @pytest.mark.parametrize(("cap", "found"), [(20, 20), (19, 8), (5, 5), (0, 0)])
 def test_logprobs_step_down_to_what_the_endpoint_gives(cap: int, found: int) -> None:
+    """I28, I29: with the cap, and what stays possible without."""
     known, _ = probe(max_top_logprobs=cap)
     assert known.max_logprobs == found
     notes = " ".join(capability_notes(known, wanted_logprobs=20, has_scorer=False))
@@ -65,6 +66,7 @@ def test_logprobs_step_down_to_what_the_endpoint_gives(cap: int, found: int) -> 
 
 
 def test_fields_that_are_ignored_count_as_missing_too() -> None:
+    """I29."""
     known, _ = probe(max_top_logprobs=0, has_json_schema=False, max_choices=1, ignores=True)
     assert (known.max_logprobs, known.has_choices, known.has_json_schema) == (0, False, False)
 
@@ -76,6 +78,7 @@ def test_a_missing_seed_is_said() -> None:
 
 
 def test_a_wrong_model_costs_one_request() -> None:
+    """I10."""
     with pytest.raises(RemoteError, match="does not exist"):
         probe(model="other")
 

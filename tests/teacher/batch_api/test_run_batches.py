@@ -57,6 +57,7 @@ def _settled(job: Any) -> list[dict[str, Any]]:
 
 
 def test_rows_are_cut_at_the_limits_and_joined_by_custom_id(make_job: MakeJob) -> None:
+    """F11: in any order, some of them twice, which is counted."""
     with ScriptedApi(batches=BatchScript(max_rows=20, duplicates=0.3)) as api:
         job = make_job(api.base_url, 50, max_rows=20, max_live=2)
         progress = job.run()
@@ -184,6 +185,7 @@ def test_an_endpoint_without_a_batch_api_is_named(make_job: MakeJob) -> None:
 
 
 def test_one_run_looks_after_a_store(make_job: MakeJob) -> None:
+    """F30."""
     with ScriptedApi() as api:
         job = make_job(api.base_url, 5)
         (job.store.path / "batches").mkdir()
@@ -214,6 +216,7 @@ STEPS = [
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_any_step_asks_for_nothing_twice(make_job: MakeJob, step: str) -> None:
+    """F1."""
     with ScriptedApi(batches=BatchScript(expire_after={0: 5}, duplicates=0.2)) as api:
         job = make_job(api.base_url, 20, max_rows=12, prices={"prompt": 1.0, "completion": 1.0})
         killed = _start(job, step)
@@ -227,6 +230,7 @@ def test_a_kill_at_any_step_asks_for_nothing_twice(make_job: MakeJob, step: str)
 
 
 def test_an_interrupt_leaves_batches_running_and_says_so(make_job: MakeJob) -> None:
+    """F4."""
     with ScriptedApi(batches=BatchScript(rows_per_second=10)) as api:
         job = make_job(api.base_url, 20)
         driver = _start(job)

@@ -45,6 +45,7 @@ def test_keys_that_agree_are_accepted(checkpoint: str) -> None:
     ],
 )
 def test_keys_that_disagree_are_refused(checkpoint: str, key: str, value: Any, own: Any) -> None:
+    """I6."""
     with pytest.raises(ConfigError, match=f"{key} is {value}, the base has {own}"):
         load_base_student(section(checkpoint, **{key: value}), "sdpa")
 
@@ -80,11 +81,23 @@ def test_an_adapter_from_elsewhere_is_merged_into_the_base(checkpoint: str, tmp_
 
 
 def test_what_is_no_adapter_of_this_base_is_refused(checkpoint: str, tmp_path: Path, decoder: Any) -> None:
+    """I32: both sizes are in the message."""
     other = tmp_path / "other"
     decoder("llama", hidden_size=48, head_dim=12).save_pretrained(other)
     save_adapter(str(other), tmp_path / "adapter")
-    with pytest.raises(DataError, match="can't be merged"):
+    with pytest.raises(DataError, match=r"can't be merged.*q_proj.*\[4, 48\].*\[4, 32\]") as caught:
         merge_adapter(load_causal_lm(checkpoint, "sdpa"), str(tmp_path / "adapter"))
+    assert "student.base_model_name" in caught.value.problems[0].fix
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="adapter_config"):
         merge_adapter(load_causal_lm(checkpoint, "sdpa"), str(tmp_path / "empty"))
+
+
+def test_a_base_of_nan_is_refused_with_the_weights_name(checkpoint: str, tmp_path: Path) -> None:
+    """F22."""
+    model = load_causal_lm(checkpoint, "sdpa")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.inf
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DataError, match=r"weight 'model\.norm\.weight' is not finite"):
+        load_base_student(section(str(tmp_path / "broken")), "sdpa")

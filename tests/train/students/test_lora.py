@@ -12,6 +12,7 @@ from raystill.train.students.lora import attach_lora
 
 
 def test_a_rank_above_every_layer_is_refused(decoder: Any) -> None:
+    """I32."""
     with pytest.raises(ConfigError, match="rank 64 is above the full rank 32") as caught:
         attach_lora(decoder(), LoraSection(r=64), "train.sft.peft.lora")
     assert "train.sft.peft.lora.r" in str(caught.value)

@@ -81,6 +81,7 @@ def qlora_config(world: Any, name: str, **training: Any) -> Any:
 
 
 def test_the_assistant_trains_in_4_bits_and_merges_what_it_trained(world: Any) -> None:
+    """I42."""
     from peft import PeftModel
 
     config = qlora_config(world, "qlora", steps=20)
@@ -126,6 +127,7 @@ def test_qlora_resumes_byte_for_byte(world: Any) -> None:
 def test_without_the_package_the_stage_is_refused_at_start(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I34."""
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     config = qlora_config(world, "missing")
     assert SFT_STAGE.preflight is not None

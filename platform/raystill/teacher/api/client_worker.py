@@ -2,7 +2,8 @@
 
 An answer counts as done once the journal holds it. An error that stops the run closes the gate for every
 worker; requests that are in flight then still end and are stored, because they are paid for. The error
-travels to the driver as a record: raising it would make Ray kill the workers in the middle of that.
+travels to the driver as a record: raising it would make Ray kill the workers in the middle of that. A job
+that is told to end closes the gate in the same way, and waits a moment for what is in flight.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 import ray
 
 from raystill.config.schema import Config
-from raystill.errors import RaystillError
+from raystill.errors import EnvironmentFault, RaystillError
 from raystill.store.identity import partition_of
 from raystill.store.journal import JournalWriter
 from raystill.store.records import RELEASED, Reject, TeacherRow
@@ -35,6 +36,7 @@ from raystill.teacher.api.guard import OutcomeGuard
 from raystill.teacher.api.identify import require_closed_teacher
 from raystill.teacher.api.ledger import RiskEntry, RiskLedger
 from raystill.teacher.api.outcomes import Failure
+from raystill.teacher.drain import Drain
 from raystill.teacher.engine import Generation
 from raystill.teacher.milestones import Milestones
 from raystill.teacher.row_work import GenerateWork, Row
@@ -43,6 +45,7 @@ from raystill.text.chat import load_chat_format
 
 COUNTERS = ("done", "rejected", "tokens", "requests", "retries")
 COSTS = ("cost_usd", "at_risk_usd")
+_DRAIN_POLL_SECONDS = 0.05
 RECORD_SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.int64()) for name in COUNTERS),
@@ -91,9 +94,12 @@ class _Tally:
 class ClientWorker:
     """A Ray Data UDF: blocks of shard descriptors in, progress records out, answers in the journal."""
 
-    def __init__(self, blueprint: ClientBlueprint, store: TeacherStore, work: GenerateWork) -> None:
+    def __init__(
+        self, blueprint: ClientBlueprint, store: TeacherStore, work: GenerateWork, drain: Drain
+    ) -> None:
         """Start an event loop; the client starts with the first shard."""
         self._blueprint, self._store, self._work = blueprint, store, work
+        self._job_drain = drain
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="client-loop", daemon=True).start()
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="client-disk")
@@ -151,6 +157,16 @@ class ClientWorker:
             chat=load_chat_format(tokenizer) if blueprint.has_chat and tokenizer is not None else None,
         )
         self._slots = asyncio.Semaphore(max(1, self._engine.rows_in_flight // blueprint.num_clients))
+        self._job_drain.join(ray.get_runtime_context().get_actor_id(), self._drain)
+
+    def _drain(self) -> None:
+        """Ask for nothing more, and return when all that was in flight is stored. For a thread of its own."""
+        asyncio.run_coroutine_threadsafe(self._end_early(), self._loop).result()
+
+    async def _end_early(self) -> None:
+        await self._stop(EnvironmentFault("the run was told to end"))
+        while self._active_shards:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
 
     async def _run_shard(self, shard: Shard, milestones: Milestones) -> None:
         self._active_shards += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.events import EventLog
@@ -12,6 +13,7 @@ from raystill.teacher.api.client_worker import ClientBlueprint, ClientWorker
 from raystill.teacher.api.engine import rows_in_flight
 from raystill.teacher.api.error_record import first_error
 from raystill.teacher.api.identify import ENGINE_NAME
+from raystill.teacher.drain import Drain, drained_on_signals
 from raystill.teacher.pool import Pool
 from raystill.teacher.progress import Progress, follow
 from raystill.teacher.row_work import GenerateWork
@@ -33,7 +35,7 @@ def run_clients(
 
     Emits `progress` events with requests, retries, cost_usd (this run's) and at_risk_usd (may be billed
     besides). Raises the RaystillError that stopped the run, after every worker has stored what it had in
-    flight.
+    flight. The first SIGINT or SIGTERM sends no more requests and gives those in flight a few seconds.
     """
     progress = Progress(sum(shard.num_rows for shard in shards), amounts=dict.fromkeys(_AMOUNTS, 0))
     if not shards:
@@ -47,8 +49,15 @@ def run_clients(
     )
     events.emit("engine_starting", engine=ENGINE_NAME, engines=clients)
     stop: RaystillError | None = None
-    with ray_data_settings(streams_records=True), original_errors(_died(blueprint)):
-        records = pool.iter_records(ClientWorker, shards, blueprint=blueprint, store=store, work=work)
+    drain = Drain(Path(shards[0].path).with_name("drain"))
+    with (
+        drained_on_signals(drain),
+        ray_data_settings(streams_records=True),
+        original_errors(_died(blueprint)),
+    ):
+        records = pool.iter_records(
+            ClientWorker, shards, blueprint=blueprint, store=store, work=work, drain=drain
+        )
         for record in follow(records, progress, events):
             stop = stop or first_error(record)
     if stop is not None:

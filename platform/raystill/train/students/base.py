@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raystill.checkpoint.finite import require_finite_weights
 from raystill.config.models import StudentSection
 from raystill.config.student_init import ARCHITECTURE_KEYS
 from raystill.errors import ConfigError, DataError, RemoteError
@@ -27,13 +28,14 @@ _DECIDED = (
 def load_causal_lm(name: str, attention: str, save_path: str | None = None, **options: Any) -> Any:
     """A checkpoint in float32; `options` go to transformers' from_pretrained.
 
-    Raises DataError for pickle weights and unreadable files, RemoteError for a hub id that can't be fetched.
+    Raises DataError for pickle weights, unreadable files, and weights that are not finite, RemoteError for a
+    hub id that can't be fetched.
     """
     from transformers import AutoModelForCausalLM
 
     source = str(Path(name).expanduser()) if is_local_name(name) else name
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             attn_implementation=attention,
@@ -42,7 +44,24 @@ def load_causal_lm(name: str, attention: str, save_path: str | None = None, **op
             **options,
         )
     except (OSError, ValueError) as error:
+        refuse_pickle(name)
         raise _unloadable(name, error) from error
+    require_finite_weights(model.named_parameters(), name, "fetch or train the model again: it is broken")
+    return model
+
+
+def refuse_pickle(name: str) -> None:
+    """Raise DataError for a local checkpoint that has weights as pickles only; a hub's is seen on loading."""
+    if not is_local_name(name):
+        return
+    directory = Path(name).expanduser()
+    pickles = [item.name for item in directory.glob("*") if item.suffix in _PICKLE_SUFFIXES]
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise DataError(
+            f"the model has only pickle weights ({pickles[0]}); loading those can run any code",
+            where=name,
+            fix="convert them to safetensors on a machine you can throw away, with save_pretrained",
+        )
 
 
 def load_base_student(student: StudentSection, attention: str) -> Any:
@@ -93,8 +112,9 @@ def merge_adapter(model: Any, directory: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """The beginning of an error's text, for a message; two lines of it where the first only announces."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
@@ -104,17 +124,6 @@ def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
             where=name,
             fix="check the spelling and the network, or give the path of a local copy",
         )
-    directory = Path(name).expanduser()
-    if any(directory.glob(f"*{suffix}") for suffix in _PICKLE_SUFFIXES) and not any(
-        directory.glob("*.safetensors")
-    ):
-        pickles = [item.name for item in directory.iterdir() if item.suffix in _PICKLE_SUFFIXES]
-        if pickles:
-            return DataError(
-                f"the model has only pickle weights ({pickles[0]}); loading those can run any code",
-                where=name,
-                fix="convert them to safetensors on a machine you can throw away, with save_pretrained",
-            )
     return DataError(
         f"the model can't be loaded: {first_line(error)}",
         where=name,
