@@ -82,7 +82,7 @@ def run_steps(
                 state, work.plan, work.examples, run.objective, settings, run.group, log.clock
             )
             log.add(result)
-            stop_if_diverged(run)
+            stop_if_diverged(run, saver)
         metrics: dict[str, Any] = {}
         if is_due(run, settings.log_every):
             metrics = log.write()
@@ -136,10 +136,15 @@ def evaluation_is_due(run: TrainRun) -> bool:
     return is_due(run, run.settings.save_every if strategy == "steps" else run.planner.steps_per_epoch)
 
 
-def stop_if_diverged(run: TrainRun) -> None:
-    """Raise DivergenceError after more than max_nonfinite_steps skipped steps in a row."""
+def stop_if_diverged(run: TrainRun, saver: CheckpointSaver) -> None:
+    """Raise DivergenceError after more than max_nonfinite_steps skipped steps in a row. Collective.
+
+    The save in flight ends first: the message names the checkpoint that a later run goes on from.
+    """
     if run.state.counters.nonfinite_streak <= run.settings.max_nonfinite_steps:
         return
+    saver.close()
+    run.group.most(run.state.step, run.state.student.device)  # no worker looks before the first has written
     good = latest_valid(run.job.paths.checkpoints(run.job.stage)).path
     raise DivergenceError(
         f"{run.state.counters.nonfinite_streak} steps in a row had a loss or gradient that is not finite; "

@@ -68,6 +68,19 @@ class _Population(PopulationBasedTraining):  # type: ignore[misc]
         self.source.register(trial.trial_id, slot["number"], slot["params"])
         super().on_trial_add(tune_controller, trial, **arguments)
 
+    def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        """Let a trial go on from another one's checkpoint.
+
+        Where the last two reports arrive together, the trial's own pause is still being saved, and Ray Tune
+        2.60 takes "pause now" for "stop once that save is done": the trial would end at its next checkpoint.
+        What it saves is not wanted any more, so it counts as not saving. And it keeps its own number, which
+        Ray Tune would copy with the other one's parameters.
+        """
+        number = trial.config[SLOT]["number"]
+        trial.temporary_state.saving_to = None
+        super()._exploit(tune_controller, trial, trial_to_clone)
+        trial.set_config(trial.config | {SLOT: trial.config[SLOT] | {"number": number}})
+
 
 def _build_pbt(tune: TuneSection, source: TrialSource) -> PopulationBasedTraining:
     generator = random.Random(tune.seed)
