@@ -36,7 +36,7 @@ def record(arm: ArmName, seed: int, right: int, kl: float, error: float) -> ArmR
     )
     return ArmRecord(
         task="demo", seed=seed, arm=arm, row=row, correct=[index < right for index in range(PROMPTS)],
-        kl_sums=[10 * kl] * PROMPTS, tokens=[10] * PROMPTS, steps=40, seconds=2.0, bytes_per_token=30.0,
+        kl_sums=[10 * kl] * PROMPTS, tokens=[10] * PROMPTS, steps=40, cpu_seconds=2.0, bytes_per_token=30.0,
     )  # fmt: skip
 
 

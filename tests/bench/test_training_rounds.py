@@ -38,14 +38,16 @@ def test_made_signals_are_distributions_over_distinct_tokens() -> None:
 
 def test_goals_are_judged_against_the_fastest_peer_that_was_measured() -> None:
     medians = {
-        "ours": {"tokens_per_s": 100.0, "peak_mb": 10.0},
-        "slow": {"tokens_per_s": 20.0, "peak_mb": 90.0},
-        "fast": {"tokens_per_s": 40.0, "peak_mb": 40.0},
+        "ours-bf16": {"tokens_per_s": 60.0, "peak_mb": 5.0},
+        "ours-fp32": {"tokens_per_s": 100.0, "peak_mb": 10.0},
+        "peer-fp32": {"tokens_per_s": 20.0, "peak_mb": 90.0},
+        "peer-bf16": {"tokens_per_s": 40.0, "peak_mb": 40.0},
     }
-    speed, memory = goal_rows("x", medians, [Goal("peer", ("slow", "fast", "absent"), 2.0, memory=5.0)])
-    assert (speed.ratio, speed.met) == (2.5, True) and "(fast)" in speed.peer_name
+    speed, memory = goal_rows("x", medians, [Goal("The peer", "peer", 2.0, memory=5.0)])
+    assert (speed.ratio, speed.met) == (2.5, True) and "(peer-bf16)" in speed.peer_name
+    assert "ours-fp32" in speed.case
     assert (memory.ratio, memory.met) == (4.0, False)
-    assert goal_rows("x", medians, [Goal("peer", ("absent",), 2.0)]) == []
+    assert goal_rows("x", medians, [Goal("Another", "absent", 2.0)]) == []
 
 
 def test_the_tokenizer_is_one_word_per_id() -> None:

@@ -30,15 +30,15 @@ def spec(side: str, task: Any) -> Spec:
     return Spec(side, task, "s35", "t60", steps=2, threads=1)
 
 
-@pytest.mark.parametrize("task", ["sft", "kd"])
-def test_our_side_and_the_minimal_loop(task: Any) -> None:
-    ours, minimal = run_ours(spec("ours", task)), run_minimal(spec("minimal", task))
+@pytest.mark.parametrize(("task", "kind"), [("sft", "bf16"), ("kd", "fp32")])
+def test_our_side_and_the_minimal_loop(task: Any, kind: str) -> None:
+    ours, minimal = run_ours(spec(f"ours-{kind}", task)), run_minimal(spec(f"minimal-{kind}", task))
     assert ours["tokens_per_s"] > 0 and minimal["tokens_per_s"] > 0
     assert 0.5 < sum(share for name, share in ours.items() if name.startswith("time/")) <= 1.0
 
 
 @pytest.mark.parametrize(
-    ("side", "task"), [("trl-packed", "sft"), ("gkd-bf16", "kd"), ("distillation", "kd")]
+    ("side", "task"), [("trl-packed-fp32", "sft"), ("gkd-bf16", "kd"), ("distillation-bf16", "kd")]
 )
 def test_the_peers(side: str, task: Any) -> None:
     pytest.importorskip("trl")

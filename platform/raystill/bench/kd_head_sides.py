@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from raystill.bench.own_process import peak_memory_mb
+from raystill.bench.own_process import forget_peak_memory, peak_memory_mb
 from raystill.errors import EnvironmentFault
 
 OURS, DENSE = "stored top 64", "dense teacher"
@@ -24,6 +24,7 @@ _SAME_FUNCTION = 1e-2
 _NUM_LOGPROBS = 64
 # Few rows, so that logits in float64 fit anywhere.
 _CHECKED_ROWS = 16
+_SMALL_VOCAB = 512
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,17 @@ def measure_times(case: Case, rounds: int) -> dict[str, list[float]]:
 
 
 def measure_growth(case: Case, side: str) -> float:
-    """How far one call of a side raises this process's resident memory, in MB (10^6 bytes)."""
+    """How far one call of a side raises this process's resident memory, in MB (10^6 bytes).
+
+    After a call on a few rows, so that libraries are loaded and threads have started; what making the
+    problem took for a moment doesn't count.
+    """
+    few = make_problem(Case(_CHECKED_ROWS, case.hidden_size, _SMALL_VOCAB))
+    gradients(few, make_losses(few, compiled=False)[side]())
     problem = make_problem(case)
     losses = make_losses(problem, compiled=False)
     gc.collect()
+    forget_peak_memory()
     before = _resident_mb()
     gradients(problem, losses[side]())
     return peak_memory_mb() - before

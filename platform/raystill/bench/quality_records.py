@@ -29,8 +29,9 @@ class ArmRecord(BaseModel):
     """One arm of one world: the evaluation's row, the scores of every prompt, and what it cost.
 
     `correct` is None where no prompt has a right answer; `kl_sums` and `tokens` are per prompt, in nats and
-    completion tokens. `steps` and `seconds` are those of training from start to end, with the arm that it
-    goes on from; `bytes_per_token` is what must be in the store for both.
+    completion tokens. `steps` and `cpu_seconds` (an arm is one process of one thread) are those of training
+    from start to end, with the arm that it goes on from; `bytes_per_token` is what must be in the store for
+    both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +44,7 @@ class ArmRecord(BaseModel):
     kl_sums: list[float]
     tokens: list[int]
     steps: int
-    seconds: float
+    cpu_seconds: float
     bytes_per_token: float
 
 
@@ -91,17 +92,17 @@ def run_arm(job: ArmJob) -> None:
     shutil.rmtree(job.directory, ignore_errors=True)
     paths = ArmPaths.of_arm(world.paths, job.directory, starts)
     own = world.arm_config(arm).config
-    started = time.monotonic()
+    started = time.process_time()
     train_in_process(own, paths, "distill", 1)
-    steps, seconds = arm.steps(world.steps), time.monotonic() - started
+    steps, cpu_seconds = arm.steps(world.steps), time.process_time() - started
     num_bytes = bytes_per_token(own, world.paths, arm.signal, arm.num_logprobs)
     if first is not None:
         before = load_record(first)
         assert before is not None  # the arm's weights were there to start from
-        steps, seconds = steps + before.steps, seconds + before.seconds
+        steps, cpu_seconds = steps + before.steps, cpu_seconds + before.cpu_seconds
         num_bytes = max(num_bytes, before.bytes_per_token)
     outputs = _measure(config, held_out, paths.model("distill"))
-    _publish(job, arm.name, outputs, held_out, steps, seconds, num_bytes)
+    _publish(job, arm.name, outputs, held_out, steps, cpu_seconds, num_bytes)
 
 
 def _measure(config: Config, held_out: HeldOut, model: Path) -> ModelOutputs:
@@ -124,7 +125,7 @@ def _publish(
     outputs: ModelOutputs,
     held_out: HeldOut,
     steps: int,
-    seconds: float,
+    cpu_seconds: float,
     num_bytes: float,
 ) -> None:
     agreement = [row for row in outputs.agreement or [] if row is not None]
@@ -138,7 +139,7 @@ def _publish(
         kl_sums=[row.kl_sum or 0.0 for row in agreement],
         tokens=[row.num_tokens for row in agreement],
         steps=steps,
-        seconds=seconds,
+        cpu_seconds=cpu_seconds,
         bytes_per_token=num_bytes,
     )
     write_json(job.record, record.model_dump(mode="json"))

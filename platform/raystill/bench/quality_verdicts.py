@@ -48,15 +48,18 @@ def _arm_table(task: Task, records: Records) -> BenchTable:
         if not mine:
             continue
         cells = [_cell(mine, metric, scale) for metric, scale in zip(_METRICS, _SCALES, strict=True)]
-        costs = (fmean(record.seconds for record in mine), fmean(record.bytes_per_token for record in mine))
+        costs = (
+            fmean(record.cpu_seconds for record in mine),
+            fmean(record.bytes_per_token for record in mine),
+        )
         rows.append((label, *cells, mine[0].steps, *(costs if name != TEACHER else (None, None))))
     seeds = len({seed for t, seed, _ in records if t == task})
     note = (
         f"Means over {seeds} seed{'s' if seeds > 1 else ''} with 95 % intervals over prompts; in brackets "
-        "the seeds' own values. KL in nats per token; seconds of one thread; bytes of signals per token in "
+        "the seeds' own values. KL in nats per token; CPU seconds; bytes of signals per token in "
         "the store."
     )
-    return BenchTable(f"Arms: {task}", note, ("arm", *_HEADINGS, "steps", "seconds", "bytes"), tuple(rows))
+    return BenchTable(f"Arms: {task}", note, ("arm", *_HEADINGS, "steps", "CPU s", "bytes"), tuple(rows))
 
 
 def _cell(mine: Sequence[ArmRecord], metric: str, scale: float) -> str | None:

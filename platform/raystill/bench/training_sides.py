@@ -1,8 +1,8 @@
 """One side of a training benchmark in a process of its own: tokens per second and peak memory.
 
 `ours` is the product's step, with its order, packing, clock, clipping and counters. `minimal` is what is left
-when nothing is wasted: forward pass, loss, backward pass, fused AdamW, on batches that were made before. Both
-compute in bfloat16 autocast over float32 weights.
+when nothing is wasted: forward pass, loss, backward pass, fused AdamW, on batches that were made before.
+Weights are float32; a side whose name ends in -bf16 multiplies in bfloat16 autocast, one in -fp32 doesn't.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Spec:
     teacher: ModelName
     steps: int
     threads: int
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the side multiplies in bfloat16."""
+        return self.side.endswith("-bf16")
 
     @property
     def num_rows(self) -> int:
@@ -125,7 +130,7 @@ def run_minimal(spec: Spec) -> dict[str, float]:
 
     def step(number: int) -> int:
         batch = batches[number]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=spec.is_bfloat16):
             hidden_BTD = model.base_model(input_ids=batch.input_ids_BT, use_cache=False)[0]
             hidden_ND = hidden_BTD.flatten(0, 1)[batch.loss_index_N]
             if spec.task == "sft":
@@ -161,7 +166,7 @@ def _settings(spec: Spec) -> TrainSettings:
         }
     )
     settings = resolve_settings(config, "sft" if spec.task == "sft" else "distill")
-    return replace(settings, precision="bfloat16", packed=True)
+    return replace(settings, precision="bfloat16" if spec.is_bfloat16 else "float32", packed=True)
 
 
 def main() -> None:
@@ -170,9 +175,9 @@ def main() -> None:
 
     spec = Spec(**json.loads(sys.argv[1]))
     torch.set_num_threads(spec.threads)
-    if spec.side == "ours":
+    if spec.side.startswith("ours-"):
         found = run_ours(spec)
-    elif spec.side == "minimal":
+    elif spec.side.startswith("minimal-"):
         found = run_minimal(spec)
     else:
         from raystill.bench.trl_sides import run_trl

@@ -25,7 +25,7 @@ _IGNORED = -100
 
 
 def run_trl(spec: Spec) -> dict[str, float]:
-    """`trl-packed` and `trl-default` (SFTTrainer), `gkd-bf16` and `gkd-fp32`, `distillation`."""
+    """`trl-packed-*` and `trl-default-*` (SFTTrainer), `gkd-*`, `distillation-*`; * is bf16 or fp32."""
     if spec.side.startswith("trl-"):
         return _run_sft(spec)
     return _run_gkd(spec) if spec.side.startswith("gkd") else _run_distillation(spec)
@@ -39,8 +39,8 @@ def _common(spec: Spec, scratch: str) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "max_steps": spec.steps + WARM_STEPS,
         "use_cpu": True,
-        "bf16": not spec.side.endswith("fp32"),
-        "gradient_checkpointing": spec.side == "trl-default",
+        "bf16": spec.is_bfloat16,
+        "gradient_checkpointing": spec.side.startswith("trl-default"),
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -55,7 +55,7 @@ def _run_sft(spec: Spec) -> dict[str, float]:
 
     model = build_model(spec.student)
     rows = make_rows(spec, model.config.vocab_size)
-    packing = spec.side == "trl-packed"
+    packing = spec.side.startswith("trl-packed")
     # Packed steps take more rows: enough of them that no row is seen twice.
     dataset = Dataset.from_dict({"input_ids": rows * (3 if packing else 1)})
     with tempfile.TemporaryDirectory() as scratch:
