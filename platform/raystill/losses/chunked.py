@@ -168,6 +168,7 @@ def _run_chunks(inputs: _Inputs, outputs: _Outputs) -> None:
         for first, last in _cuts(0, stop - start, _block_rows(V, logits_CV.device.type)):
             taught_RM = None if taught_CM is None else taught_CM[first:last]
             _run_block(inputs, outputs, logits_CV[first:last], taught_RM, start + first)
+        taught_CM = taught_RM = None  # else it would still be there while the next chunk's is made
         if not inputs.with_gradients:
             continue
         if outputs.bias_V is not None:

@@ -29,7 +29,7 @@ class MlflowTracker:
 
     def start(self, run: TrackedRun) -> None:
         """Continue the run that `record` notes; else open one with its parameters and its data."""
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, set_tracking_uri
 
         uri = run.experiment.set_tracking_uri
         if uri.startswith(_FILE_SCHEME):
@@ -37,6 +37,8 @@ class MlflowTracker:
             Path(run.experiment.path).expanduser().mkdir(parents=True, exist_ok=True)
             uri = Path(uri.removeprefix(_FILE_SCHEME).replace("//", "/")).expanduser().absolute().as_uri()
         self._client, self._run = MlflowClient(tracking_uri=uri, registry_uri=uri), run
+        # A file store's registry asks whatever the process's default is, and that makes ./mlflow.db.
+        set_tracking_uri(uri)
         earlier = _read_record(run.record, uri) if run.first_step > 0 else None
         if earlier is not None:
             self._run_id = earlier
