@@ -48,10 +48,15 @@ def tracked(tmp_path: Path) -> TrackedRun:
     return TrackedRun(Experiment(name="a", run_name="b"), tmp_path / "record.json", {}, {}, 0)
 
 
-def test_mlflow_holds_metrics_parameters_data_and_the_model(world: Any) -> None:
+def test_mlflow_holds_metrics_parameters_data_and_the_model(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     section = {"report_to": "mlflow", "experiment": experiment(world.root)}
     config = world.config(train={"distillation": section})
     with pytest.raises(StopError):
@@ -80,6 +85,7 @@ def test_mlflow_holds_metrics_parameters_data_and_the_model(world: Any) -> None:
     ]
     (version,) = client.search_model_versions("name = 'tiny'")
     assert version.run_id == run.info.run_id
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_tensorboard_events_hold_every_line(world: Any) -> None:
