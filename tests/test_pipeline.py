@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from raystill import pipeline
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
-from raystill.pipeline import Step, StepResult, plan_run, plan_stages, run_pipeline, run_stage
+from raystill.pipeline import (
+    Step,
+    StepResult,
+    plan_run,
+    plan_stages,
+    preview_generation,
+    run_pipeline,
+    run_stage,
+)
 from raystill.run.lock import hold_lock
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.stage import Stage, StageContext, StageResult
@@ -49,10 +58,11 @@ class Recorder:
     def __init__(self) -> None:
         self.bodies: list[str] = []
         self.fail_in: str | None = None
-        self.refuses = False
+        self.refusing: frozenset[str] = frozenset()
         self.ray_sessions = 0
         self.steps: list[tuple[Step, bool]] = []
         self.events: list[str] = []
+        self.warnings: list[str] = []
 
     def body(self, context: StageContext) -> StageResult:
         name = context.output.name
@@ -63,8 +73,8 @@ class Recorder:
         path.write_text(json.dumps({"seed": context.config.run.seed}), encoding="utf-8")
         return StageResult(counts={"rows": 1}, files=[path])
 
-    def foresee(self, config: Config, paths: RunPaths) -> None:
-        if self.refuses:
+    def foresee(self, name: str, config: Config, paths: RunPaths) -> None:
+        if name in self.refusing:
             raise ConfigError("there is no such student", where="student.base_model_name")
 
     def step_started(self, name: Step, position: int, total: int) -> None:
@@ -72,6 +82,8 @@ class Recorder:
 
     def event(self, record: dict[str, Any]) -> None:
         self.events.append(f"{record['stage']}:{record['event']}")
+        if record["event"] == "warning":
+            self.warnings.append(record["message"])
 
     def step_finished(self, result: StepResult) -> None:
         self.steps.append((result.name, result.skipped))
@@ -87,7 +99,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             config_keys=("run.seed",) if name == "prepare" else (),
             inputs=lambda config, name=name: GRAPH[name],
             body=recorder.body,
-            foresee=recorder.foresee,
+            foresee=partial(recorder.foresee, name),
             needs_ray=name == "generate",
         )
 
@@ -202,14 +214,44 @@ def test_a_failed_stage_is_done_again_and_what_was_before_it_is_kept(
 def test_what_later_stages_refuse_stops_a_run_before_its_first_one(
     recorder: Recorder, load: Callable[..., LoadedConfig]
 ) -> None:
-    recorder.refuses = True
+    recorder.refusing = frozenset({"export"})
     with pytest.raises(ConfigError, match="no such student"):
         run_pipeline(load())
     assert recorder.bodies == [] and recorder.ray_sessions == 0
-    recorder.refuses = False
+    recorder.refusing = frozenset()
     run_pipeline(load())
-    recorder.refuses = True
+    recorder.refusing = frozenset(GRAPH)
     assert all(step.skipped for step in run_pipeline(load()).steps)  # nothing is left to refuse
+
+
+def test_a_single_step_refuses_what_it_can_foresee_and_nothing_else(
+    recorder: Recorder, load: Callable[..., LoadedConfig]
+) -> None:
+    run_pipeline(load(), until="prepare")
+    recorder.refusing = frozenset({"generate"})
+    with pytest.raises(ConfigError, match="no such student"):
+        run_stage("generate", load())
+    assert recorder.bodies == ["prompts"] and recorder.ray_sessions == 0
+    recorder.refusing = frozenset({"sft", "distill"})
+    run_stage("generate", load())
+    assert recorder.bodies == ["prompts", "generate"]
+
+
+def test_a_preview_refuses_what_generate_would_and_warns_of_what_a_run_would(
+    recorder: Recorder, load: Callable[..., LoadedConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+    monkeypatch.setattr("raystill.teacher.preview.run_preview", lambda context, number: shown.append(number))
+    recorder.refusing = frozenset({"generate"})
+    with pytest.raises(ConfigError, match="no such student"):
+        preview_generation(load(), 3, observer=recorder)
+    assert recorder.bodies == shown == [] and recorder.ray_sessions == 0
+    recorder.refusing = frozenset({"distill"})
+    preview_generation(load(), 3, observer=recorder)
+    assert recorder.bodies == ["prompts"] and shown == [3]
+    assert recorder.warnings == [
+        "raystill run would be refused: there is no such student (student.base_model_name)"
+    ]
 
 
 def test_two_runs_of_one_directory_never_work_at_once(

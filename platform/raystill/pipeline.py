@@ -194,7 +194,7 @@ def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer 
     """Let the teacher complete `number` prompts, store them, and say what the whole would take.
 
     Prompts are prepared where they aren't yet. The stage generate is neither begun nor finished by it. Raises
-    as those stages do.
+    as those stages do; what a whole run would be refused for is a warning, as other machines may do the rest.
     """
     from raystill.teacher.preview import run_preview
 
@@ -205,6 +205,9 @@ def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer 
     validate_run_root(config, paths)
     watching = observer or SilentObserver()
     with hold_lock(paths.lock), _RaySession(config, paths, watching.event) as ray, _sigterm_interrupts():
+        own: list[Step] = [*needed, stage.name]
+        _foresee(own, config, paths, fresh=False)
+        problems = _foresee_rest(own, config, paths)
         for name in needed:
             _run_one(load_stage(name), config, paths, _How(fresh=False, accept_new_data=False), ray, watching)
         inputs = load_inputs(stage, config, paths)
@@ -214,6 +217,9 @@ def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer 
         output = paths.stage_dir(stage.name)
         make_directory(output)
         with EventLog(paths.run_log, "preview", watching.event) as events:
+            for problem in problems:
+                why = f"{problem.what} ({problem.where})" if problem.where else problem.what
+                events.emit("warning", message=f"raystill run would be refused: {why}")
             return run_preview(StageContext(config, paths, output, inputs, events), number)
 
 
@@ -280,13 +286,20 @@ def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer)
 
 
 def _foresee(steps: list[Step], config: Config, paths: RunPaths, *, fresh: bool) -> None:
-    """Let later stages refuse what they can refuse already, before the first one costs time or money."""
-    for name in steps[1:]:
-        if name == "report":
-            continue
-        stage = load_stage(name)
-        if stage.foresee is not None and (fresh or load_manifest(paths.stage_dir(name)) is None):
+    """Let stages refuse what they can refuse already, before the first one costs time or money."""
+    for stage in [load_stage(name) for name in steps if name != "report"]:
+        if stage.foresee is not None and (fresh or load_manifest(paths.stage_dir(stage.name)) is None):
             stage.foresee(config, paths)
+
+
+def _foresee_rest(steps: list[Step], config: Config, paths: RunPaths) -> tuple[Problem, ...]:
+    """Why a whole run would be refused, if not by these steps."""
+    later = [name for name in _steps_until(config, None) if name not in steps]
+    try:
+        _foresee(later, config, paths, fresh=False)
+    except RaystillError as error:
+        return error.problems
+    return ()
 
 
 def _run_one(

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from raystill.testing.ports import find_port
+
 HEAD_ID = "f" * 51 + "00000"
 # For the head and for everybody who joins it.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "c" * 64}
@@ -55,22 +57,14 @@ class GrowingCluster:
         return found
 
 
-def free_port(low: int) -> int:
-    """A free port outside the range that Ray gives to workers."""
-    for port in range(low, low + 500):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                with contextlib.suppress(OSError):
-                    probe.bind(("127.0.0.1", port))
-                    return port
-    raise OSError("no free port")
-
-
 @contextlib.contextmanager
-def growing_cluster(node: dict[str, float], most: int) -> Iterator[GrowingCluster]:
-    """A head, and up to `most` nodes with the resources of `node`, which leave after 6 idle seconds."""
+def growing_cluster(node: dict[str, float], most: int, **environment: str) -> Iterator[GrowingCluster]:
+    """A head, and up to `most` nodes with the resources of `node`, which leave after 6 idle seconds.
+
+    `environment` is that of every process of the cluster.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rsg-", dir="/tmp"))
-    port = free_port(26400 + os.getpid() % 400)
+    port = find_port()
     config = {
         "cluster_name": "growing",
         "max_workers": most,
@@ -111,11 +105,12 @@ def growing_cluster(node: dict[str, float], most: int) -> Iterator[GrowingCluste
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
             "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=0",
             f"--temp-dir={folder}", "--include-dashboard=false", "--object-store-memory=80000000",
-            f"--ray-client-server-port={free_port(27400)}",
+            f"--ray-client-server-port={find_port()}",
             f"--autoscaling-config={folder / 'scaling.json'}",
         ],
         env=os.environ
         | TOKEN
+        | environment
         | {
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -135,7 +130,7 @@ def growing_cluster(node: dict[str, float], most: int) -> Iterator[GrowingCluste
     finally:
         head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=15)
+            head.wait(timeout=60)
         for process in cluster.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -144,7 +139,7 @@ def growing_cluster(node: dict[str, float], most: int) -> Iterator[GrowingCluste
 
 def wait_for(port: int) -> None:
     """Until the head answers."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import socket
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,16 @@ def no_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_a_closed_port_is_named_at_once(address: str) -> None:
-    """I44."""
-    started = time.monotonic()
+def test_a_closed_port_is_named_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I44: Ray itself, which would wait for minutes, is not asked."""
+    asked: list[object] = []
+    monkeypatch.setattr("ray.init", lambda **settings: asked.append(settings))
     with (
         pytest.raises(RemoteError, match="no Ray cluster answers") as caught,
         ray_session(config_for(address)),
     ):
         pass
-    assert time.monotonic() - started < 30
+    assert asked == []
     assert address in caught.value.problems[0].where
     assert "cluster.address" in caught.value.problems[0].fix
     assert caught.value.exit_code == 5
@@ -123,7 +123,7 @@ except RemoteError as error:
     sys.exit(error.exit_code)
 """
     finished = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert finished.returncode == 5
     assert "did not answer" in finished.stdout

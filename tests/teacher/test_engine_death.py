@@ -33,7 +33,7 @@ def test_the_rows_that_kill_and_hang_an_engine_are_rejected(
     log = tmp_path / "driver.log"
     with log.open("wb") as output:
         driver = subprocess.run(
-            command, env={**os.environ, **marks}, stdout=output, stderr=output, timeout=600, check=False
+            command, env={**os.environ, **marks}, stdout=output, stderr=output, timeout=1200, check=False
         )
     assert driver.returncode == 0, log.read_text()[-3000:]
     store = load_store(paths.store)

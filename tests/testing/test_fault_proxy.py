@@ -31,7 +31,7 @@ def _body(text: str = "x") -> dict[str, Any]:
     return {"model": "scripted", "messages": [{"role": "user", "content": text}]}
 
 
-def _post(proxy: FaultProxy, text: str = "x", timeout: float = 5.0) -> httpx.Response:
+def _post(proxy: FaultProxy, text: str = "x", timeout: float = 60.0) -> httpx.Response:
     return httpx.post(f"{proxy.base_url}/chat/completions", json=_body(text), timeout=timeout)
 
 
@@ -58,8 +58,9 @@ def test_statuses_carry_openai_errors_and_are_not_forwarded(api: ScriptedApi, st
 def test_retry_after_is_seconds_or_a_date(api: ScriptedApi) -> None:
     with FaultProxy(api.url, ["429=1.5@1", "503=date+60@2"]) as proxy:
         assert _post(proxy).headers["Retry-After"] == "1.5"
+        before = time.time()
         date = parsedate_to_datetime(_post(proxy).headers["Retry-After"])
-    assert 50 < date.timestamp() - time.time() <= 60
+    assert before + 59 < date.timestamp() <= time.time() + 60
 
 
 @pytest.mark.parametrize(("kind", "forwards"), [("reset", 0), ("reset_after", 1), ("half_body", 1)])
@@ -76,7 +77,10 @@ def test_some_answers_never_end(api: ScriptedApi, kind: str) -> None:
     with FaultProxy(api.url, [f"{kind}@1"]) as proxy:
         with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):  # noqa: SIM117
             with client.stream(
-                "POST", f"{proxy.base_url}/chat/completions", json=_body(), timeout=0.5
+                "POST",
+                f"{proxy.base_url}/chat/completions",
+                json=_body(),
+                timeout=httpx.Timeout(60, read=0.5),
             ) as response:
                 response.read()
         assert _post(proxy).status_code == 200
@@ -120,9 +124,10 @@ def test_a_reordered_answer_comes_after_a_later_one(api: ScriptedApi) -> None:
         finished.append(text)
 
     async def ask_both() -> None:
-        async with FaultProxy(api.url, ["reorder@1"]) as proxy, httpx.AsyncClient() as client:
+        async with FaultProxy(api.url, ["reorder=60@1"]) as proxy, httpx.AsyncClient(timeout=60) as client:
             first = asyncio.create_task(ask(client, proxy, "first"))
-            await asyncio.sleep(0.15)
+            while proxy.stats["requests"] == 0:
+                await asyncio.sleep(0.01)
             await asyncio.gather(first, ask(client, proxy, "second"))
 
     asyncio.run(ask_both())
@@ -141,7 +146,7 @@ def test_result_files_are_mangled_line_by_line(api: ScriptedApi) -> None:
     with FaultProxy(api.url, faults, paths=["/v1/files/"]) as proxy:
         address = f"{proxy.base_url}/files/{file}/content"
         twice, backwards, wrong, same = [
-            [json.loads(line) for line in httpx.get(address).text.splitlines()] for _ in range(4)
+            [json.loads(line) for line in httpx.get(address, timeout=60).text.splitlines()] for _ in range(4)
         ]
     assert [row["custom_id"] for row in twice] == ["a", "a", "b", "b", "c", "c"]
     assert [row["custom_id"] for row in backwards] == ["c", "b", "a"]
@@ -152,8 +157,8 @@ def test_result_files_are_mangled_line_by_line(api: ScriptedApi) -> None:
 def test_it_runs_as_a_process_and_says_what_it_did(api: ScriptedApi) -> None:
     arguments = ["--upstream", api.url, "--fault", "503@1", "--fault", "429=2:0.0"]
     with ServerProcess("raystill.testing.fault_proxy", arguments) as server:
-        assert httpx.post(f"{server.url}/v1/chat/completions", json=_body()).status_code == 503
-        assert httpx.post(f"{server.url}/v1/chat/completions", json=_body()).status_code == 200
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=_body(), timeout=60).status_code == 503
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=_body(), timeout=60).status_code == 200
         stats = json.loads(urllib.request.urlopen(f"{server.url}/__stats").read())
     assert stats == {"requests": 2, "forwarded": 1, "faults": {"503": 1}}
 

@@ -100,7 +100,7 @@ def test_a_killed_driver_loses_nothing(
     )  # fmt: skip
     wait_until(lambda: any(trial.outcome != "unfinished" for trial in load_trials(sweep)), driver)
     driver.send_signal(signal.SIGKILL)
-    driver.wait(timeout=30)
+    driver.wait()
     before = {trial.number: trial for trial in load_trials(sweep) if trial.outcome != "unfinished"}
     assert len(before) == 1
     result = run_sweep(loaded)
@@ -164,7 +164,7 @@ def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_add
 
 
 def wait_until(reached: Callable[[], Any], driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not reached():
         assert driver.poll() is None and time.monotonic() < deadline, "the sweep made no progress"
         time.sleep(0.1)

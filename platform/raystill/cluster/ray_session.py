@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from raystill.run.paths import RunPaths
 
 _PROBE_SECONDS = 10.0
 _JOIN_SECONDS = 60.0
+_LEAVE_SECONDS, _LEAVE_PAUSE_SECONDS = 10.0, 0.05
 # Unix sockets allow 107 bytes; Ray appends about 65 to its directory.
 _LONGEST_TEMP_DIR = 40
 _LONGEST_REASON = 400
@@ -69,7 +71,7 @@ def ray_session(config: Config) -> Iterator[None]:
 
     def end(error: RemoteError) -> None:
         _keep_worker_logs(temp_dir, logs)
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        _remove(temp_dir)
         abort(error)
 
     try:
@@ -81,7 +83,17 @@ def ray_session(config: Config) -> Iterator[None]:
         raise
     finally:
         ray.shutdown()
+        _remove(temp_dir)
+
+
+def _remove(temp_dir: Path) -> None:
+    """Remove a session's directory, in which Ray's last processes may still be writing for a moment."""
+    give_up = time.monotonic() + _LEAVE_SECONDS
+    while temp_dir.exists():
         shutil.rmtree(temp_dir, ignore_errors=True)
+        if time.monotonic() > give_up:
+            return
+        time.sleep(_LEAVE_PAUSE_SECONDS)
 
 
 def _export_environment(*, is_local: bool) -> None:

@@ -78,7 +78,8 @@ _UNITS = _build_units()
 
 
 def _to_float16(rounded: Float32Array) -> Float16Array:
-    if not rounded.min(initial=0.0) <= _LOWEST_FLOAT16:
+    lowest = rounded.min(initial=0.0)
+    if lowest > _LOWEST_FLOAT16 or np.isnan(lowest):  # NaN stays, and the check on write refuses it
         return rounded.astype(np.float16)
     fitting = np.where(rounded == -65536.0, np.float32(_LOWEST_FLOAT16), rounded)
     with np.errstate(over="ignore"):  # beyond float16 is -inf, which the check on write refuses

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import socket
 import struct
 from collections import Counter
@@ -46,7 +48,9 @@ class FaultyUpstream:
         self._paths = tuple(paths)
         self._number = 0
         self._done: Counter[str] = Counter()
-        self._later = asyncio.Event()
+        self._arrivals = itertools.count(1)
+        self._newest_answered = 0
+        self._answered = asyncio.Event()
 
     def build(self) -> web.Application:
         """The application. Call it inside the event loop that serves it."""
@@ -73,7 +77,7 @@ class FaultyUpstream:
         return web.json_response(self.stats)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        fault = None
+        fault, request["arrival"] = None, next(self._arrivals)
         if request.path.startswith(self._paths):
             self._number += 1
             fault = self._plan.of_request(self._number)
@@ -112,7 +116,7 @@ class FaultyUpstream:
         if fault.kind == "slow":
             return await _send_slowly(request, response, content, float(fault.argument or 0.2))
         if fault.kind == "reorder":
-            await self._let_another_pass()
+            await self._let_another_pass(request, float(fault.argument or _REORDER_SECONDS))
         changed = mangled(fault.kind, content)
         if changed is not None:
             response.body = changed
@@ -120,13 +124,12 @@ class FaultyUpstream:
                 response.content_type = "text/html"
         return response
 
-    async def _let_another_pass(self) -> None:
-        """Hold an answer back until a later request has got its own, or for half a second."""
-        self._later = asyncio.Event()
-        try:
-            await asyncio.wait_for(self._later.wait(), _REORDER_SECONDS)
-        except TimeoutError:
-            return
+    async def _let_another_pass(self, request: web.Request, seconds: float) -> None:
+        """Hold an answer back until a later request has got its own, or for so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._newest_answered <= request["arrival"]:
+                    await self._answered.wait()
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -138,7 +141,9 @@ class FaultyUpstream:
             ) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
-                self._later.set()
+                self._newest_answered = max(self._newest_answered, request["arrival"])
+                self._answered.set()
+                self._answered = asyncio.Event()
                 return web.Response(body=content, status=answer.status, headers=kept)
         except aiohttp.ClientError:
             return web.Response(body=error_body("502"), status=502, content_type="application/json")

@@ -42,8 +42,8 @@ NOT_FORWARDED = frozenset({"429", "500", "502", "503", "504", "401", "403", "404
 class Fault:
     """One kind of fault. It meets the requests numbered in `at` (from 1), and others with `probability`.
 
-    `argument`: seconds of `latency` or between the bytes of `slow`; for 429 and 5xx the Retry-After header,
-    as given, or `date+SECONDS` for an HTTP-date.
+    `argument`: seconds of `latency`, between the bytes of `slow`, or that `reorder` waits at most; for 429
+    and 5xx the Retry-After header, as given, or `date+SECONDS` for an HTTP-date.
     """
 
     kind: FaultKind

@@ -20,7 +20,7 @@ from aiohttp import web
 from raystill.errors import EnvironmentFault
 
 _HOST = "127.0.0.1"
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 _SHUTDOWN_SECONDS = 0.2
 MAX_BODY_BYTES = 1 << 30
 

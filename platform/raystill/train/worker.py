@@ -24,7 +24,7 @@ class Reporter(Protocol):
     """Where a worker's progress goes besides metrics.jsonl; called by every worker at the same steps."""
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Pass on the metrics of a step whose checkpoint is being written, and `total_steps`."""
+        """Pass on the metrics of a step whose checkpoint is being written, or is, and `total_steps`."""
 
 
 def train_worker(
@@ -32,9 +32,12 @@ def train_worker(
     group: WorkerGroup,
     reporter: Reporter,
     is_preempted: Callable[[], bool] | None = None,
+    *,
+    reports_saved: bool = False,
 ) -> dict[str, Any]:
     """Train to the last step, from the newest verified checkpoint where there is one.
 
+    `reports_saved` waits for the disk before each report: who hears of a step finds its checkpoint there.
     Returns what the stage's manifest should say. Raises RaystillError for bad input before step 1, and
     DivergenceError after too many non-finite steps in a row; EnvironmentFault, with the last step saved,
     where there is a reason to stop (`stopping`). All workers ask `is_preempted` together.
@@ -44,7 +47,8 @@ def train_worker(
     log = StepLog(run)
     saver = CheckpointSaver(run)
     try:
-        run_steps(run, log, saver, reporter, StopWatch(run, saver, is_preempted))
+        stop = StopWatch(run, saver, is_preempted)
+        run_steps(run, log, saver, reporter, stop, reports_saved=reports_saved)
         saver.finish()
     except BaseException:
         log.close()
@@ -65,7 +69,13 @@ def train_worker(
 
 
 def run_steps(
-    run: TrainRun, log: StepLog, saver: CheckpointSaver, reporter: Reporter, stop: StopWatch
+    run: TrainRun,
+    log: StepLog,
+    saver: CheckpointSaver,
+    reporter: Reporter,
+    stop: StopWatch,
+    *,
+    reports_saved: bool,
 ) -> None:
     """Take the steps that are left. Raises DivergenceError after too many non-finite steps in a row."""
     state, settings = run.state, run.settings
@@ -92,6 +102,8 @@ def run_steps(
         if is_saved:
             with log.clock.measure("save"):
                 saver.save(metrics)
+                if reports_saved:
+                    saver.finish()
             reporter.report(state.step, {**metrics, "total_steps": state.total_steps})
         if state.step < state.total_steps:
             stop.check(is_saved, metrics)

@@ -120,9 +120,9 @@ def _train(job: SweepJob, sweep: SweepPaths, number: int, params: dict[str, Any]
         sweep, number, base.tune, section.steps or config.training.steps, paths, hands_on=job.hands_on
     )
     device = "cuda:0" if job.device == "cuda" else "cpu"
-    train_worker(
-        TrainJob(config, paths, job.stage, device, base.tune.resources.cpus), WorkerGroup(0, 1), reporter
-    )
+    trained = TrainJob(config, paths, job.stage, device, base.tune.resources.cpus)
+    # What a trial hands on must be there when Ray Tune hears of it.
+    train_worker(trained, WorkerGroup(0, 1), reporter, reports_saved=job.hands_on)
     reporter.require_reports()
     return time.monotonic() - reporter.started
 

@@ -78,7 +78,7 @@ def ask(
     requests: list[GenerationRequest],
     *,
     in_flight: int = 16,
-    timeout_s: float = 5.0,
+    timeout_s: float = 60.0,
     max_attempts: int = 6,
     shape: BodyShape | None = None,
     reasoning: Any = "keep",

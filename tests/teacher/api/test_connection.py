@@ -20,7 +20,7 @@ REMOTE = Address("http://api.example.com/v1", "api.example.com/v1", False)
 
 
 async def send(address: Address) -> Answered | Failure:
-    async with ApiClient(address, None, timeout_s=5.0, connections=1, checks_ids=False) as client:
+    async with ApiClient(address, None, timeout_s=60.0, connections=1, checks_ids=False) as client:
         return await client.send("0" * 32, b"{}")
 
 

@@ -29,7 +29,7 @@ def probe(model: str = "scripted", num_logprobs: int = 20, **script: Any) -> tup
 
         async def run() -> Capabilities:
             address = Address(api.base_url, "localhost/v1", True)
-            async with ApiClient(address, None, timeout_s=5, connections=1, checks_ids=False) as client:
+            async with ApiClient(address, None, timeout_s=60, connections=1, checks_ids=False) as client:
                 return await probe_endpoint(
                     lambda body: client.send(PROBE_KEY, body),
                     request_of(0, num_logprobs=num_logprobs), model, "here",
@@ -100,7 +100,7 @@ def test_a_known_endpoint_is_confirmed_by_one_request() -> None:
 
         async def run() -> None:
             address = Address(api.base_url, "localhost/v1", True)
-            async with ApiClient(address, None, timeout_s=5, connections=1, checks_ids=False) as client:
+            async with ApiClient(address, None, timeout_s=60, connections=1, checks_ids=False) as client:
                 known = Capabilities("max_tokens", 0, False, True, True, True, True, 0)
                 await confirm_endpoint(
                     lambda body: client.send(PROBE_KEY, body), request_of(0), "scripted", known, "here"

@@ -91,7 +91,7 @@ class BatchJob:
         with EventLog(self.log, "generate") as events:
             return run_batches(
                 shards,
-                lambda: BatchEndpoint(address, None, timeout_s=5.0, max_attempts=6),
+                lambda: BatchEndpoint(address, None, timeout_s=60.0, max_attempts=6),
                 store,
                 self._work(store),
                 settings,

@@ -47,9 +47,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Permit:
-    """Leave to send one request; `release` must follow."""
+    """Leave to send one request, given in an `epoch` of the concurrency; `release` must follow."""
 
     number: int
+    epoch: int
     reserved_tokens: float
     reserved_usd: float
 
@@ -146,9 +147,9 @@ class RequestGate:
         now = self._clock()
         if settlement.throttled_seconds is not None:
             self._throttled += 1
-            self._concurrency.on_throttle(settlement.throttled_seconds, now)
+            self._concurrency.on_throttle(permit.epoch, settlement.throttled_seconds, now)
         else:
-            self._concurrency.on_answer()
+            self._concurrency.on_answer(permit.epoch)
         if settlement.completion_tokens is not None:
             self._completion.add(settlement.completion_tokens)
         if self._tokens is not None and settlement.tokens is not None:
@@ -217,7 +218,7 @@ class RequestGate:
         self._budget.reserve(ask.worst_usd)
         self._sent += 1
         self._resent += ask.is_retry
-        permit = Permit(next(self._numbers), tokens, ask.worst_usd)
+        permit = Permit(next(self._numbers), self._concurrency.epoch, tokens, ask.worst_usd)
         self._leases[permit.number] = (permit, now)
         return permit
 
