@@ -28,6 +28,20 @@ def test_stages_say_what_they_ask_for() -> None:
     assert stage_demand(closed, "generate", "cpu") is None
 
 
+def test_teachers_beside_a_worker_are_counted() -> None:
+    """I33."""
+    teacher = {"source": "online", "worker": {"num_cpus": 3}}
+    config = make(train={"distillation": {"teacher": teacher}}, training={"num_workers": 2})
+    demand = stage_demand(config, "distill", "cuda")
+    assert demand is not None and demand.beside == {"CPU": 3.0, "GPU": 1.0}
+    assert demand.describe().endswith("each 1 CPU, 1 GPU, and 3 CPU and 1 GPU for its teachers")
+    assert find_unmet(demand, FOUR) is None
+    problem = find_unmet(demand, Capacity({"CPU": 32.0, "GPU": 3.0}))
+    assert problem is not None and "4 GPU, and Ray has 3 GPU" in problem.what
+    on_cpu = stage_demand(config, "distill", "cpu")
+    assert on_cpu is not None and on_cpu.beside == {"CPU": 3.0}
+
+
 @pytest.mark.parametrize(
     ("vllm", "message"),
     [

@@ -36,6 +36,14 @@ def test_models_in_process_are_weighed() -> None:
     assert found.teacher_bytes == 4 * (size + 1000)
 
 
+def test_a_process_of_their_own_and_smaller_weights_are_told() -> None:
+    models = [{"name": str(DEMO), "weights": "bfloat16"}, {"name": str(DEMO), "weights": "4bit"}]
+    found = planned({"source": "online", "models": models, "worker": {"num_cpus": 2}})
+    assert "a process of its own" in found.text
+    whole = planned({"source": "online", "models": [{"name": str(DEMO)}]}).teacher_bytes
+    assert found.teacher_bytes == whole * 3 // 4
+
+
 @pytest.mark.parametrize(("lora", "size"), [({"r": 4}, 0), (None, 4000)])
 def test_an_adapters_base_is_there_already(lora: dict[str, int] | None, size: int) -> None:
     teacher = {"source": "on_policy", "models": [{"name": "student"}], "rollouts": {"share": 0.25}}

@@ -62,7 +62,7 @@ def test_every_key_has_a_meaning_and_limits() -> None:
 
 
 def test_defaults_and_marks() -> None:
-    steps, unsupported = find_key("training.save_every"), find_key("train.sft.tokenizer.mlm")
+    steps, unsupported = find_key("training.save_every"), find_key("export.gguf")
     assert steps is not None
     assert (steps.default, steps.required, steps.not_yet) == (100, False, False)
     assert unsupported is not None

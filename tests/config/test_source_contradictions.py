@@ -17,6 +17,7 @@ train: {distillation: {}}
 losses: {kl_weight: 1.0, ce_weight: 0.0}
 """
 T = "train.distillation.teacher"
+ONLINE = (f"{T}.source=online",)
 
 
 def load(tmp_path: Path, *overrides: str) -> object:
@@ -30,6 +31,11 @@ def load(tmp_path: Path, *overrides: str) -> object:
     [
         ((f"{T}.num_logprobs=8",), ("num_logprobs", "store")),
         ((f"{T}.models=[{{name: teacher}}]",), ("models", "stored signals")),
+        ((f"{T}.worker={{}}",), ("worker", "stored signals")),
+        ((*ONLINE, f"{T}.worker={{}}", f"{T}.models=[{{name: student}}]"), ("worker", "first weights")),
+        ((*ONLINE, f"{T}.worker={{}}", "losses.hidden={weight: 0.5}"), ("losses.hidden", "moves it out")),
+        ((*ONLINE, f"{T}.worker={{num_gpus: 1}}", "device.type=cpu"), ("num_gpus", "device.type")),
+        ((*ONLINE, f"{T}.models=[{{name: student, weights: 4bit}}]"), ("models", "otherwise")),
         ((f"{T}.rollouts.share=0.5",), ("rollouts", "on_policy")),
         ((f"{T}.source=online", "losses.num_logprobs=4"), ("losses.num_logprobs", "view")),
         ((f"{T}.source=online", f"{T}.models=[{{name: assistant}}]"), ("assistant", "trains none")),
@@ -57,6 +63,7 @@ def test_what_can_not_be_meant_is_refused(
     [
         (f"{T}.source=online", "teacher.signals.num_logprobs=0", f"{T}.num_logprobs=8"),
         (f"{T}.source=online", "losses.hidden={weight: 0.5}"),
+        (f"{T}.source=online", f"{T}.worker={{num_cpus: 4}}", f"{T}.models=[{{name: x/y, weights: 4bit}}]"),
         (f"{T}.source=on_policy", f"{T}.rollouts.share=0.5", f"{T}.rollouts.engine=vllm"),
     ],
 )

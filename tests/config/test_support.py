@@ -19,9 +19,6 @@ FRESH = [
 @pytest.mark.parametrize(
     ("overrides", "path", "stages"),
     [
-        (["student.base_model_name=x", "student.repo=a/b"], "student.repo", {"export"}),
-        (["train.sft.tokenizer.mlm=true", *FRESH], "train.sft.tokenizer.mlm", {"sft"}),
-        (["train.sft.dataset.train_batched=false", *FRESH], "train.sft.dataset.train_batched", {"sft"}),
         (["export.onnx={opset: 19}"], "export.onnx", {"export"}),
         (["judge={lengths: [1]}"], "judge", set(ALL)),
         ([], "student", {"sft", "distill"}),
@@ -64,11 +61,11 @@ def test_defaults_written_out_are_no_problem() -> None:
 
 
 def test_all_are_listed_at_once_with_their_places() -> None:
-    loaded = load_config([], [*FRESH, "judge={}", "export.gguf={}", "train.sft.tokenizer.mlm=true"])
+    loaded = load_config([], [*FRESH, "judge={}", "export.gguf={}", "export.coreml={}"])
     with pytest.raises(ConfigError) as caught:
         require_supported(loaded, ["sft", "export"])
     assert [problem.where for problem in caught.value.problems] == [
-        "--set train.sft.tokenizer.mlm (train.sft.tokenizer.mlm)",
+        "--set export.coreml (export.coreml)",
         "--set export.gguf (export.gguf)",
         "--set judge (judge)",
     ]

@@ -109,6 +109,17 @@ def test_the_card_is_honest_and_names_no_machine(run: Any) -> None:
     assert "No licence is claimed" in body
 
 
+def test_the_card_and_the_last_line_name_the_repository(run: Any) -> None:
+    student = run.config.student.model_copy(update={"repo": "owner/tiny-student"})
+    events: list[dict[str, Any]] = []
+    execute(STAGE, run.config.model_copy(update={"student": student}), run.paths, on_event=events.append)
+    card = (run.paths.model("export") / "README.md").read_text(encoding="utf-8")
+    assert "# tiny-student\n" in card
+    assert 'from_pretrained("owner/tiny-student")' in card
+    (said,) = [event for event in events if event["event"] == "not_uploaded"]
+    assert said["upload_with"] == f"hf upload owner/tiny-student {run.paths.model('export')}"
+
+
 def test_without_vllm_the_reason_is_recorded(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """I42."""
     monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)

@@ -38,3 +38,21 @@ def test_time_that_ends_in_an_error_counts() -> None:
     with pytest.raises(KeyError), clock.measure("save"):
         raise KeyError
     assert clock.read()[1]["time/save"] > 0
+
+
+def test_time_counts_once_for_the_innermost_part() -> None:
+    now = _Time()
+    clock = StepClock(now)
+    with clock.measure("forward"):
+        now.seconds += 1.0
+        with clock.measure("teacher"):
+            now.seconds += 2.0
+            with clock.measure("rollout"):
+                now.seconds += 4.0
+        now.seconds += 1.0
+    with clock.paused(), clock.measure("teacher"):
+        now.seconds += 8.0
+    seconds, shares = clock.read()
+    assert seconds == pytest.approx(8.0)
+    found = [shares[f"time/{part}"] * seconds for part in ("forward", "teacher", "rollout")]
+    assert found == pytest.approx([2.0, 2.0, 4.0])

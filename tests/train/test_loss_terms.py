@@ -76,6 +76,17 @@ def test_a_run_moves_its_weights_and_balances_its_terms(world: Any) -> None:
     assert lines[-1]["train/kd_weighted"] > 3 * lines[-1]["train/kd_kl"]  # brought up to the cross entropy
 
 
+def test_the_teachers_doubt_moves_weights_token_by_token(world: Any) -> None:
+    driven = {"type": "entropy", "start": 1.0, "end": 0.5, "low": 0.2, "high": 1.0}
+    config = world.config(
+        losses={"ce_weight": driven, "kl_weight": 1.0}, training={"steps": 2, "log_every": 1}
+    )
+    world.train(config)
+    for line in world.metrics(config):
+        if "train/ce" in line:
+            assert 0.5 * line["train/ce"] < line["train/ce_weighted"] < line["train/ce"]
+
+
 def add_tier(world: Any, rows: Any, kind: TierKind) -> None:
     """A tier that says what the rows' top k says, as far as it can."""
     generator = np.random.default_rng(1)

@@ -21,6 +21,7 @@ def gradient_of(world: Any, plan: StepPlan, **sections: Any) -> dict[str, torch.
         world.job(world.config(training={"max_grad_norm": 1e9}, **sections)), WorkerGroup()
     )
     state = run.state
+    state.student.network.double()
     state.optimizer = torch.optim.SGD(state.student.network.parameters(), lr=1.0)
     before = {name: p.detach().clone() for name, p in state.trainable().items()}
     object.__setattr__(run.settings, "learning_rate", 1.0)
@@ -44,14 +45,14 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(world: Any, sizes: l
     parts = gradient_of(world, cut(world, sizes))
     for name, gradient in whole.items():
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_the_order_of_rows_does_not_matter(world: Any) -> None:
     order = np.random.default_rng(1).permutation(12)
     whole, shuffled = gradient_of(world, cut(world, [12])), gradient_of(world, cut(world, [6, 6], order))
     for name, gradient in whole.items():
-        torch.testing.assert_close(shuffled[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(shuffled[name], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_workers_sum_to_the_gradient_of_one(world: Any) -> None:
@@ -61,7 +62,7 @@ def test_workers_sum_to_the_gradient_of_one(world: Any) -> None:
     shares = [StepPlan(plan.micro_batches[rank::2], plan.num_tokens) for rank in range(2)]
     first, second = (gradient_of(world, share) for share in shares)
     for name, gradient in one.items():
-        torch.testing.assert_close(first[name] + second[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(first[name] + second[name], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_a_worker_without_rows_adds_nothing(world: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
 from raystill.errors import EnvironmentFault, Problem
 from raystill.run.paths import StageName
@@ -23,7 +24,8 @@ _SMALLEST_NUM_CPUS = 4  # what a local Ray offers at least (`ray_session`)
 
 @dataclass(frozen=True)
 class Demand:
-    """From `least` to `most` workers of a stage, each with `each` of Ray's resources, on one node."""
+    """From `least` to `most` workers of a stage, each with `each` of Ray's resources, on one node; and
+    `beside` each a process of its own, on any node."""
 
     stage: StageName
     what: str
@@ -31,11 +33,14 @@ class Demand:
     most: int
     each: dict[str, float]
     key: str
+    beside: dict[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """`1 to 4 engines, each 1 GPU`."""
         count = f"{self.most}" if self.least == self.most else f"{self.least} to {self.most}"
         words = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
+        more = " and ".join(f"{amount:g} {name}" for name, amount in self.beside.items())
+        words += f", and {more} for its teachers" if more else ""
         return f"{count} {self.what}{'s' if self.most > 1 else ''}, each {words}"
 
 
@@ -66,13 +71,15 @@ def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None
     if stage in ("sft", "distill"):
         least, most = worker_range(config.training)
         each = {"CPU": float(config.training.cpus_per_worker or 1)} | ({"GPU": 1.0} if gpu else {})
-        return Demand(stage, "training worker", least, most, each, "training.num_workers")
+        beside = teacher_resources(config, on_gpu=gpu) if stage == "distill" else {}
+        return Demand(stage, "training worker", least, most, each, "training.num_workers", beside)
     return None
 
 
 def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
     """Why `demand` can never be met, if it can't."""
-    for name, amount in demand.each.items():
+    for name in {**demand.each, **demand.beside}:
+        amount = demand.each.get(name, 0.0) + demand.beside.get(name, 0.0)
         total = capacity.total.get(name, 0.0)
         if demand.least * amount > total + 1e-6:
             return Problem(
@@ -130,7 +137,9 @@ def ask_autoscaler(demand: Demand, seconds: float) -> Problem | None:
     """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[demand.each] * demand.least)
+    request_resources(
+        bundles=[*[demand.each] * demand.least, *[demand.beside] * (demand.least if demand.beside else 0)]
+    )
     try:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raystill.cluster.model_size import count_local_parameters
-from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER, KdModel
+from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER, KdModel, TeacherWeights
 from raystill.config.schema import Config
 from raystill.config.signal_source import resolve_kd_models, resolve_signal_source
 
-FROZEN_BYTES = 4  # an online teacher: float32 weights, no gradients, no moments
+# Of an online teacher's parameter: no gradient, no moments. 4 bits leave embeddings and norms as they are.
+_BYTES: dict[TeacherWeights, float] = {"float32": 4, "bfloat16": 2, "4bit": 1}
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,16 @@ def plan_kd_source(config: Config, student_parameters: int | None) -> PlannedSou
     if source == "store":
         return PlannedSource("the store: no teacher in memory", 0)
     models = resolve_kd_models(config)
-    sizes = [_parameters(config, model, student_parameters) for model in models]
-    known = [size for size in sizes if size is not None]
-    needed = sum(known) * FROZEN_BYTES if len(known) == len(sizes) else None
+    sizes = [(_parameters(config, model, student_parameters), _BYTES[model.weights]) for model in models]
+    known = [int(size * each) for size, each in sizes if size is not None]
+    needed = sum(known) if len(known) == len(sizes) else None
     names = ", ".join(model.name for model in models)
+    place = "in process" if section.teacher.worker is None else "in a process of its own beside each worker"
     if source == "online":
-        return PlannedSource(f"{names}, in process", needed)
+        return PlannedSource(f"{names}, {place}", needed)
     rollouts = section.teacher.rollouts
     written = f"the student's own text in {rollouts.share:.0%} of the rows ({rollouts.engine})"
-    return PlannedSource(f"{names}, in process, on {written}", needed)
+    return PlannedSource(f"{names}, {place}, on {written}", needed)
 
 
 def _parameters(config: Config, model: KdModel, student_parameters: int | None) -> int | None:

@@ -11,6 +11,8 @@ from raystill.config.section import Section
 
 GivenSource = Literal["auto", "store", "online", "on_policy"]
 
+TeacherWeights = Literal["float32", "bfloat16", "4bit"]
+
 # Words that name a model of the run; anything else is a hub id or a directory.
 ASSISTANT, TEACHER, STUDENT = "assistant", "teacher", "student"
 
@@ -28,6 +30,11 @@ class KdModel(Section):
     )
     sources: list[str] = Field(
         default_factory=list, description="Prompt sources whose rows it teaches; empty: all."
+    )
+    weights: TeacherWeights = Field(
+        "float32",
+        description="How its weights are held. 4bit: by bitsandbytes, as assistant.quantization says, else "
+        "nf4 with double quantisation.",
     )
 
 
@@ -53,6 +60,18 @@ class Rollouts(Section):
     )
 
 
+class TeacherWorker(Section):
+    """`train.distillation.teacher.worker`: the models in a process of their own beside each training worker.
+
+    The same numbers as in process; the models' forward passes overlap with the student's.
+    """
+
+    num_cpus: Count = Field(1, description="CPUs that each process takes from Ray, and its threads.")
+    num_gpus: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="GPUs of each process; unset: one where training has one, 0: a CPU computes."
+    )
+
+
 class KdTeacher(Section):
     """`train.distillation.teacher`."""
 
@@ -69,5 +88,8 @@ class KdTeacher(Section):
         None,
         description="Online: compare at the k best tokens of the teacher and of the student, and one bucket "
         "for the rest; unset: whole distributions.",
+    )
+    worker: TeacherWorker | None = Field(
+        None, description="A process of their own for the models; unset: they share the training worker's."
     )
     rollouts: Rollouts = Field(default_factory=Rollouts)

@@ -49,10 +49,21 @@ def _fsdp(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where(_PARALLELISM, f"{_BITS}.load_in_4bit"),
             "use training.parallelism: ddp; a 4-bit base is small",
         )
-    if config.train.distillation is not None and resolve_signal_source(config) != "store":
+    distillation = config.train.distillation
+    if distillation is None:
+        return
+    source, is_beside = resolve_signal_source(config), distillation.teacher.worker is not None
+    if source == "on_policy" or (source == "online" and not is_beside):
+        reason, more = (
+            ("a student in parts can't write rollouts", "")
+            if source == "on_policy"
+            else (
+                "the student learns from a model beside it: a teacher in process is whole in every worker",
+                ", or give the teacher a process of its own: train.distillation.teacher.worker",
+            )
+        )
         yield Problem(
-            f"`{_PARALLELISM}` is fsdp, and the student learns from a model beside it: a teacher in process "
-            "is whole in every worker",
+            f"`{_PARALLELISM}` is fsdp, and {reason}",
             loaded.where(_PARALLELISM, "train.distillation.teacher.source"),
-            "use training.parallelism: ddp, or the store as the source",
+            f"use training.parallelism: ddp, or the store as the source{more}",
         )

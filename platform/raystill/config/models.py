@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raystill.config.general import Count, PathText
-from raystill.config.section import Section, not_yet
+from raystill.config.section import Section
 from raystill.config.teacher import Attention
 
 SpecialToken = Annotated[str, Field(min_length=1, max_length=100)]
+
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96)]
 
 TaskType = Literal["CAUSAL_LM"]
 LoraBias = Literal["none", "all", "lora_only"]
@@ -131,4 +133,8 @@ class StudentSection(Section):
         description="Tokens to add to its vocabulary; a new one starts as the mean of the others. With LoRA "
         "the embeddings then train in full.",
     )
-    repo: str | None = not_yet(None, "Hub repository that the student is published to.")
+    repo: HubId | None = Field(
+        None,
+        description="Hub repository that the student is meant for, as owner/name: its card loads it from "
+        "there, and export ends with the command that uploads it. Nothing is uploaded by itself.",
+    )

@@ -37,6 +37,18 @@ def learns_from_assistant(config: Config) -> bool:
     return online and any(model.name == ASSISTANT for model in resolve_kd_models(config))
 
 
+def teacher_resources(config: Config, *, on_gpu: bool) -> dict[str, float]:
+    """What Ray gives to the teachers' process beside each training worker of distill; empty where none is.
+
+    `on_gpu`: whether that worker has a GPU.
+    """
+    worker = _section(config).worker
+    if worker is None or config.train.distillation is None or resolve_signal_source(config) == "store":
+        return {}
+    gpus = worker.num_gpus if worker.num_gpus is not None else float(on_gpu)
+    return {"CPU": float(worker.num_cpus)} | ({"GPU": gpus} if gpus else {})
+
+
 def _section(config: Config) -> KdTeacher:
     distillation = config.train.distillation
     return KdTeacher() if distillation is None else distillation.teacher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raystill.config.kd_teacher import ASSISTANT, TEACHER
+from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER
 from raystill.config.loaded import LoadedConfig
 from raystill.config.losses import largest
 from raystill.config.signal_source import resolve_kd_models, resolve_signal_source, trains_assistant
@@ -27,6 +27,7 @@ def find_source_contradictions(loaded: LoadedConfig) -> Iterator[Problem]:
         yield from _stored(loaded)
     else:
         yield from _models(loaded)
+        yield from _worker(loaded)
     if source == "on_policy":
         yield from _rollouts(loaded)
 
@@ -76,7 +77,8 @@ def _idle_keys(loaded: LoadedConfig) -> Iterator[Problem]:
     source = resolve_signal_source(loaded.config)
     reasons = []
     if source == "store":
-        reasons += [(f"{_TEACHER}.{key}", "stored signals are read") for key in ("models", "num_logprobs")]
+        idle = ("models", "num_logprobs", "worker")
+        reasons += [(f"{_TEACHER}.{key}", "stored signals are read") for key in idle]
     if source != "on_policy":
         reasons.append((f"{_TEACHER}.rollouts", "only on_policy lets the student write"))
     if source == "store" or _kl_weight(loaded)[0] == 0:
@@ -87,8 +89,9 @@ def _idle_keys(loaded: LoadedConfig) -> Iterator[Problem]:
         reasons.append(
             ("losses.num_logprobs", f"it is a view of a store; {_TEACHER}.num_logprobs cuts online")
         )
+    has_worker = _distillation(loaded).teacher.worker is not None  # `worker: {}` asks for one, too
     for path, reason in reasons:
-        if loaded.is_changed(path):
+        if loaded.is_changed(path) or (has_worker and path == f"{_TEACHER}.worker"):
             yield Problem(
                 f"`{path}` has no effect: the source is {source}, and {reason}",
                 loaded.where(path, _SOURCE),
@@ -99,6 +102,12 @@ def _idle_keys(loaded: LoadedConfig) -> Iterator[Problem]:
 def _models(loaded: LoadedConfig) -> Iterator[Problem]:
     config = loaded.config
     names = [model.name for model in resolve_kd_models(config)]
+    if any(model.name == STUDENT and model.weights != "float32" for model in resolve_kd_models(config)):
+        yield Problem(
+            f"`{_TEACHER}.models` holds the student's own first weights otherwise than the student does",
+            loaded.where(f"{_TEACHER}.models"),
+            "remove `weights` from it, or name a checkpoint",
+        )
     if ASSISTANT in names and not trains_assistant(config):
         yield Problem(
             f"`{_TEACHER}.models` names the assistant, and this run trains none",
@@ -110,6 +119,32 @@ def _models(loaded: LoadedConfig) -> Iterator[Problem]:
             "an online teacher needs open weights, and there is no `teacher.open`",
             loaded.where(_SOURCE, f"{_TEACHER}.models", "teacher.open"),
             f"describe one under teacher.open, or name a checkpoint in {_TEACHER}.models",
+        )
+
+
+def _worker(loaded: LoadedConfig) -> Iterator[Problem]:
+    """What a process beside the training worker can't do."""
+    worker, path = _distillation(loaded).teacher.worker, f"{_TEACHER}.worker"
+    if worker is None:
+        return
+    fix = f"remove `{path}`, so that the models compute in the training worker"
+    if any(model.name == STUDENT for model in resolve_kd_models(loaded.config)):
+        yield Problem(
+            f"`{path}` can't hold the student's own first weights: they are in the training worker",
+            loaded.where(path, f"{_TEACHER}.models"),
+            f"{fix}, or name a checkpoint",
+        )
+    if loaded.config.losses.hidden is not None:
+        yield Problem(
+            f"`losses.hidden` follows the layers of a model in the training worker; `{path}` moves it out",
+            loaded.where("losses.hidden", path),
+            f"{fix}, or remove losses.hidden",
+        )
+    if worker.num_gpus and loaded.config.device.type == "cpu":
+        yield Problem(
+            f"`{path}.num_gpus` is {worker.num_gpus:g}, and `device.type` is cpu",
+            loaded.where(f"{path}.num_gpus", "device.type"),
+            f"set {path}.num_gpus: 0, or device.type: auto",
         )
 
 

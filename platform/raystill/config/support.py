@@ -21,10 +21,6 @@ from raystill.errors import ConfigError, Problem
 # Which stages would have to honour a key. One that isn't listed (a whole section, such as `tune`) changes
 # the pipeline itself, so no stage runs with it.
 STAGES_OF_KEY: dict[str, tuple[str, ...]] = {
-    "student.repo": ("export",),
-    "train.sft.dataset.train_batched": ("sft",),
-    "train.sft.dataset.eval_batched": ("sft",),
-    "train.sft.tokenizer.mlm": ("sft",),
     "export.onnx": ("export",),
     "export.coreml": ("export",),
     "export.gguf": ("export",),

@@ -9,7 +9,7 @@ from pydantic import Field
 from raystill.config.general import Count, Fraction, PathText, Seed
 from raystill.config.kd_teacher import KdTeacher
 from raystill.config.models import LoraBias, TaskType
-from raystill.config.section import Section, not_yet
+from raystill.config.section import Section
 
 ReportTo = Literal["none", "mlflow", "tensorboard", "wandb"]
 EvalStrategy = Literal["no", "epoch", "steps"]
@@ -43,8 +43,12 @@ class SftDataset(Section):
 
     seed: Seed = Field(19, description="Seed of the train/test split and of the data order.")
     test_size: Fraction = Field(0.1, description="Share of training rows held out for the evaluation loss.")
-    train_batched: bool = not_yet(True, "Batched tokenisation of training rows (always on).")
-    eval_batched: bool = not_yet(True, "Batched tokenisation of evaluation rows (always on).")
+    train_batched: Literal[True] = Field(
+        True, description="Only true: training rows are tokenised in batches; one by one gives the same rows."
+    )
+    eval_batched: Literal[True] = Field(
+        True, description="Only true: held-out rows are tokenised in the training rows' batches."
+    )
 
 
 class SftTokenizer(Section):
@@ -54,7 +58,9 @@ class SftTokenizer(Section):
         False, description="Cut rows longer than max_length instead of leaving them out."
     )
     max_length: Count | None = Field(None, description="Tokens per row; unset: training.max_seq_len.")
-    mlm: bool = not_yet(False, "Masked language modelling: not for causal models.")
+    mlm: Literal[False] = Field(
+        False, description="Only false: a causal model predicts the next token, it fills no masks."
+    )
 
 
 class LoraSection(Section):

@@ -33,7 +33,7 @@ def render_card(facts: CardFacts) -> str:
     """The card as Markdown with a YAML header."""
     sections = [
         _header(facts),
-        f"# {facts.config.run.name}\n\n{_summary(facts)}",
+        f"# {_title(facts.config)}\n\n{_summary(facts)}",
         f"## Evaluation\n\n{_evaluation(facts.results)}",
         f"## How it was made\n\n{_method(facts)}",
         f"## Use\n\n{_usage(facts)}",
@@ -47,6 +47,10 @@ def public_name(name: str) -> str:
     """A hub id as it is; of a path only its last part, because a card leaves the machine."""
     is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") != 1 or Path(name).exists()
     return Path(name).name if is_path else name
+
+
+def _title(config: Config) -> str:
+    return config.student.repo.rpartition("/")[2] if config.student.repo else config.run.name
 
 
 def _header(facts: CardFacts) -> str:
@@ -176,9 +180,10 @@ def _usage(facts: CardFacts) -> str:
         if proof.verified
         else f"Not verified: {proof.reason}."
     )
+    place = f'("{facts.config.student.repo}")' if facts.config.student.repo else ""
     return (
-        "Loads in transformers (`AutoModelForCausalLM.from_pretrained`) and in vLLM. Render prompts with the "
-        f"chat template that comes with the tokenizer. {state}"
+        f"Loads in transformers (`AutoModelForCausalLM.from_pretrained{place}`) and in vLLM. Render prompts "
+        f"with the chat template that comes with the tokenizer. {state}"
     )
 
 

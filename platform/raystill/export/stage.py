@@ -51,6 +51,8 @@ def run_export(context: StageContext) -> StageResult:
     if copy_to is not None:
         with publish_directory(copy_to) as directory:
             shutil.copytree(target, directory, dirs_exist_ok=True)
+    if config.student.repo is not None:
+        context.events.emit("not_uploaded", upload_with=f"hf upload {config.student.repo} {target}")
     files = sorted(path for path in target.rglob("*") if path.is_file())
     proof = verdict.verification
     return StageResult(
@@ -202,6 +204,7 @@ STAGE = Stage(
         "export.dtype",
         "export.verify_prompts",
         "student.save_path",
+        "student.repo",
         "evaluation.max_new_tokens",
         "teacher.open.pipeline.max_new_tokens",
     ),

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raystill.report.markup import Child, Html, join, tag
+from raystill.run.paths import StageName
 
+STAGE_LABELS: dict[StageName, str] = {
+    "prepare": "Prepare prompts",
+    "generate": "Generate with the teacher",
+    "score": "Score with the teacher",
+    "grade": "Let a judge score the answers",
+    "curate": "Choose what to train on",
+    "sft": "Supervised fine-tuning",
+    "distill": "Distillation",
+    "evaluate": "Evaluate",
+    "export": "Export and verify",
+}
 ROLE_CSS = {"teacher": "teacher", "untrained": "untrained", "sft": "sft", "distill": "distill"}
 
 

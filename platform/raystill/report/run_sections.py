@@ -1,54 +1,14 @@
-"""How it went: training curves, time, the export's proof, and what is needed to do it again."""
+"""How long it took, the export's proof, and what is needed to do it again."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from raystill.report.charts import Line, bar_rows, legend, line_chart, stack
+from raystill.report.charts import bar_rows
 from raystill.report.facts import ReportFacts
-from raystill.report.layout import format_duration, section, table
+from raystill.report.layout import STAGE_LABELS, format_duration, section, table
 from raystill.report.markup import Child, Html, tag
 from raystill.run.paths import StageName
-
-_PANELS = (
-    ("train/loss", "Loss", "nats per token", False),
-    ("train/ce", "Cross entropy", "nats per token", False),
-    ("train/kd_kl", "Teacher divergence", "nats per token", False),
-    ("train/lr", "Learning rate", "", False),
-    ("train/grad_norm", "Gradient norm", "before clipping", True),
-    ("train/tok_s_useful", "Throughput", "tokens per second", False),
-    ("train/mfu", "Utilisation", "share of the measured peak", False),
-    ("rollout/share", "On-policy share", "of the rows of a step", False),
-    ("rollout/tok_s", "Rollouts", "tokens per second", False),
-    ("rollout/staleness", "Staleness of rollouts", "optimizer steps", False),
-)
-_STAGE_LABELS: dict[StageName, str] = {
-    "prepare": "Prepare prompts",
-    "generate": "Generate with the teacher",
-    "score": "Score with the teacher",
-    "grade": "Let a judge score the answers",
-    "curate": "Choose what to train on",
-    "sft": "Supervised fine-tuning",
-    "distill": "Distillation",
-    "evaluate": "Evaluate",
-    "export": "Export and verify",
-}
-_TRAINING: tuple[StageName, ...] = ("sft", "distill")
-
-
-def render_curves(facts: ReportFacts) -> Html | None:
-    """Loss and its terms, learning rate, gradient norm and speed over optimizer steps, stages together."""
-    charts = [_panel(facts, name, title, unit, log_y=log_y) for name, title, unit, log_y in _PANELS]
-    if not any(charts):
-        return None
-    keys = [(_STAGE_LABELS[stage], stage) for stage in _TRAINING if facts.curves.get(stage)]
-    return section(
-        "Training",
-        "Horizontal axes count optimizer steps of each stage; hollow marks are the loss on "
-        "held-out training rows.",
-        legend(keys),
-        stack(charts, "charts"),
-    )
 
 
 def render_time(facts: ReportFacts) -> Html | None:
@@ -56,12 +16,12 @@ def render_time(facts: ReportFacts) -> Html | None:
     if not facts.manifests:
         return None
     bars = [
-        (_STAGE_LABELS[stage], manifest.seconds, format_duration(manifest.seconds))
+        (STAGE_LABELS[stage], manifest.seconds, format_duration(manifest.seconds))
         for stage, manifest in facts.manifests.items()
     ]
     rows = [
         [
-            _STAGE_LABELS[stage],
+            STAGE_LABELS[stage],
             format_duration(manifest.seconds),
             _throughput(facts, stage),
             _machine(facts, stage),
@@ -131,27 +91,6 @@ def render_reproduction(facts: ReportFacts) -> Html:
             tag("pre", {"class": "config"}, facts.resolved_config),
         ),
     )
-
-
-def _panel(facts: ReportFacts, name: str, title: str, unit: str, *, log_y: bool) -> Html:
-    lines = []
-    for stage in _TRAINING:
-        points = _points(facts.curves.get(stage, []), name)
-        if points:
-            lines.append(Line(_STAGE_LABELS[stage], points, stage))
-        if name == "train/loss":
-            held_out = _points(facts.curves.get(stage, []), "eval/loss")
-            if held_out:
-                lines.append(Line(f"{_STAGE_LABELS[stage]}, held out", held_out, stage, marks=True))
-    return line_chart(lines, title=title, unit=unit, log_y=log_y)
-
-
-def _points(records: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [
-        (float(record["step"]), float(record[name]))
-        for record in records
-        if isinstance(record.get(name), int | float) and not isinstance(record.get(name), bool)
-    ]
 
 
 def _throughput(facts: ReportFacts, stage: StageName) -> str:

@@ -14,6 +14,7 @@ from raystill.text.chat import ChatFormat
 from raystill.train.attention import choose_packing
 from raystill.train.batches import StepPlanner
 from raystill.train.build import build_model, build_student, load_student_chat
+from raystill.train.clock import StepClock
 from raystill.train.device import choose_precision, set_up_torch
 from raystill.train.encode import TrainingData, load_training_data
 from raystill.train.examples import ExampleSet
@@ -57,6 +58,7 @@ class TrainRun:
     source: SignalSource
     objective: Objective
     state: TrainState
+    clock: StepClock
     notes: list[str]
 
 
@@ -98,7 +100,8 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
     settings = replace(settings, packed=choose_packing(settings, model, notes))
     shard_if_needed(student, settings, group.size)
     planner = StepPlanner(data.train, settings, group.size)
-    source = build_source(job.config, job.paths, settings, group, chat, student, data.train, planner)
+    clock = StepClock()
+    source = build_source(job.config, job.paths, settings, group, chat, student, planner, clock)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     state = TrainState(
         student, build_optimizer(student.network, settings), scaler, settings.total_steps(len(data.train))
@@ -112,8 +115,11 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         data_fingerprint=fingerprint_data(data.train),
         planner=planner,
         source=source,
-        objective=build_objective(settings.terms, source.signals, source.alignment, settings.source_weights),
+        objective=build_objective(
+            settings.terms, source.signals, source.alignment, settings.source_weights, source.announce
+        ),
         state=state,
+        clock=clock,
         notes=notes,
     )
 

@@ -33,7 +33,7 @@ class Batch:
     Right-padded: under a causal mask no real position sees the padding to its right, so there is no attention
     mask. Packed (B is 1): `row_lengths` says how many positions each row has, one after the other.
     `row_sources` and `row_num_targets` say of each row where its prompt came from and how many of the N are
-    its own.
+    its own; `sum_squares` adds up the squares of the rows' lengths in tokens.
     """
 
     input_ids_BT: Tensor
@@ -41,6 +41,7 @@ class Batch:
     target_ids_N: Tensor
     teacher: Teacher | None
     num_real_tokens: int
+    sum_squares: int = 0
     row_lengths: tuple[int, ...] | None = None
     row_sources: tuple[str, ...] = ()
     row_num_targets: tuple[int, ...] = ()
@@ -73,6 +74,7 @@ class StepPlanner:
         Raises ConfigError for a curriculum that leaves a phase or a source without rows.
         """
         self._group_size = group_size or settings.num_workers
+        self.examples = examples
         self._lengths = examples.lengths
         self._loss_tokens = examples.num_loss_tokens
         self._settings = settings
@@ -163,6 +165,7 @@ def collate(
         target_ids_N=tensor(np.concatenate(targets).astype(np.int64)),
         teacher=collate_teacher(examples, rows, device),
         num_real_tokens=int(lengths.sum()),
+        sum_squares=int((examples.lengths[rows] ** 2).sum()),
         row_lengths=tuple(lengths.tolist()) if packed else None,
         row_sources=tuple(examples.source_names[number] for number in examples.sources[rows].tolist()),
         row_num_targets=tuple(len(part) for part in targets),

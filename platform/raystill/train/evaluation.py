@@ -32,6 +32,7 @@ def evaluate_loss(
         keep_in_step(student, len(batches), group)
         for rows in batches:
             batch = collate(held_out, rows, student.pad_id, student.device, packed=settings.packed)
+            objective.expect(batch)
             with autocast(student.device, settings.precision):
                 hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
                 loss = objective(hidden_ND, student.head(), batch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
 from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.events import EventLog
@@ -86,7 +87,8 @@ def _train_once(
     scaling = {"CPU": float(config.training.cpus_per_worker or 1)} | (
         {"GPU": 1.0} if device == "cuda" else {}
     )
-    require_resources(config, scaling, resources)
+    beside = teacher_resources(config, on_gpu=device == "cuda") if stage == "distill" else {}
+    require_resources(config, scaling, resources, beside)
     attempts = paths.ray_attempts(stage).absolute()
     joined = is_cluster_joined(config)
     least, most = worker_range(config.training)
@@ -168,17 +170,27 @@ def is_cluster_joined(config: Config) -> bool:
     return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
-def require_resources(config: Config, scaling: dict[str, float], resources: dict[str, float]) -> None:
-    """Refuse what a local Ray can never give; a cluster may still grow into it."""
+def require_resources(
+    config: Config,
+    scaling: dict[str, float],
+    resources: dict[str, float],
+    beside: Mapping[str, float] | None = None,
+) -> None:
+    """Refuse what a local Ray can never give to workers and, `beside` each, the teachers' process; a cluster
+    may still grow into it."""
     if is_cluster_joined(config):
         return
     workers, _ = worker_range(config.training)
-    for name, amount in scaling.items():
-        if amount * workers > resources.get(name, 0.0):
+    beside = beside or {}
+    taught = ", with a process for their teachers each," if beside else ""
+    for name in {**scaling, **beside}:
+        amount = (scaling.get(name, 0.0) + beside.get(name, 0.0)) * workers
+        if amount > resources.get(name, 0.0):
             raise EnvironmentFault(
-                f"{workers} training workers need {amount * workers:g} {name}, and Ray has "
+                f"{workers} training workers{taught} need {amount:g} {name}, and Ray has "
                 f"{resources.get(name, 0.0):g}",
-                where="training.num_workers, training.cpus_per_worker",
+                where="training.num_workers, training.cpus_per_worker"
+                + (", train.distillation.teacher.worker" if beside else ""),
                 fix="lower them, raise cluster.num_cpus, or use a larger machine",
             )
 

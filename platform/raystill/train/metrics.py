@@ -2,7 +2,8 @@
 
 `train/*` are means per token that carries loss since the previous line; `tok_s_useful` counts real tokens,
 `tok_s_raw` also padding, both over all workers; `mfu` and `mfu_6nd` are shares of the measured peak
-(`flops`); `time/*` are shares of the wall time since the previous line (`clock`);
+(`flops`); `time/*` are shares of the wall time since the previous line (`clock`), and
+`time/seconds` is that time;
 `eval/*` are means over the held-out rows.
 """
 

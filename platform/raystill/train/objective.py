@@ -43,6 +43,10 @@ class Alignment(Protocol):
 Signals = Callable[[Batch, Tensor, Head], Teacher | None]
 
 
+def announce_nothing(batch: Batch) -> None:
+    """Nobody waits for a batch."""
+
+
 def stored_signals(batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
     """The teacher that the batch holds already."""
     return batch.teacher
@@ -52,7 +56,8 @@ def stored_signals(batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | Non
 class Objective:
     """What a training stage minimises. SFT is distillation without a KD term: the teacher isn't asked then.
 
-    `signals` gives a batch its teacher; by default the one that it holds already. `alignment`, where there is
+    `signals` gives a batch its teacher; by default the one that it holds already. `announce` is told of the
+    batch before the student's forward pass, where a KD term is to come. `alignment`, where there is
     one, adds its term. `source_weights` multiply all terms on tokens of rows from a source; 1 where it isn't
     named.
     """
@@ -61,6 +66,12 @@ class Objective:
     signals: Signals = stored_signals
     alignment: Alignment | None = None
     source_weights: Mapping[str, float] = field(default_factory=dict)
+    announce: Callable[[Batch], None] = announce_nothing
+
+    def expect(self, batch: Batch, terms: LossTerms | None = None) -> None:
+        """Say that the loss of `batch` by `terms` is asked for next."""
+        if (terms or self.schedule.last).uses_teacher:
+            self.announce(batch)
 
     def __call__(self, hidden_ND: Tensor, head: Head, batch: Batch, terms: LossTerms | None = None) -> Loss:
         """The loss of a batch by `terms`; unset: by those that the schedule ends in."""
@@ -88,9 +99,10 @@ def build_objective(
     signals: Signals = stored_signals,
     alignment: Alignment | None = None,
     source_weights: Mapping[str, float] | None = None,
+    announce: Callable[[Batch], None] = announce_nothing,
 ) -> Objective:
     """The objective of a stage whose terms are `schedule`."""
-    return Objective(schedule, signals, alignment, source_weights or {})
+    return Objective(schedule, signals, alignment, source_weights or {}, announce)
 
 
 def token_weights(batch: Batch, source_weights: Mapping[str, float]) -> Tensor | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raystill.config.schema import Config
-from raystill.config.signal_source import learns_from_assistant, resolve_signal_source
+from raystill.config.signal_source import learns_from_assistant, resolve_kd_models, resolve_signal_source
 from raystill.config.student_init import resolve_student_init
 from raystill.run.disk import free_bytes
 from raystill.run.manifest import load_manifest
@@ -150,6 +150,9 @@ def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
     quantization = config.assistant.quantization if config.assistant else None
     if stage == "sft" and quantization is not None and quantization.load_in_4bit:
         require_bitsandbytes()
+    online = resolve_kd_models(config) if stage == "distill" and settings.source != "store" else ()
+    if any(model.weights == "4bit" for model in online):
+        require_bitsandbytes("train.distillation.teacher.models")
     require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import torch
 
 from raystill.run.failpoint import failpoint
-from raystill.train.batches import StepPlan, collate
+from raystill.train.batches import Batch, StepPlan, collate
 from raystill.train.clock import StepClock
 from raystill.train.device import autocast
 from raystill.train.examples import ExampleSet
@@ -20,6 +22,7 @@ from raystill.train.settings import TrainSettings
 from raystill.train.sharding import keep_in_step, whole
 from raystill.train.spikes import HISTORY, is_spike
 from raystill.train.state import TrainState, seed_step
+from raystill.train.student import Student
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def train_step(
     stands far out (`spikes`), leaves no trace but its count.
 
     Each micro-batch's sum is divided by the tokens of the whole step, on all workers: how rows are cut into
-    micro-batches and shared among workers changes nothing.
+    micro-batches and shared among workers changes nothing. A micro-batch is announced before the backward
+    pass of the one before, so that teachers in a process of their own work meanwhile.
     """
     student, totals = state.student, Totals(state.student.device)
     clock = clock or StepClock()
@@ -54,16 +58,18 @@ def train_step(
         terms = terms.scaled(state.balance.kd_factor)
     seed_step(settings, state.step, group.rank)
     keep_in_step(student, len(plan.micro_batches), group)
-    for rows in plan.micro_batches:
-        with clock.measure("data"):
-            batch = collate(examples, rows, student.pad_id, student.device, packed=settings.packed)
+    batches = _collate_all(plan, examples, student, settings, clock)
+    for batch, following in pairwise(chain(batches, [None])):
+        assert batch is not None
+        objective.expect(batch, terms)
         with clock.measure("forward"), autocast(student.device, settings.precision):
             hidden_ND = student.hidden_states(batch.input_ids_BT, batch.loss_index_N, batch.row_lengths)
             loss = objective(hidden_ND, student.head(), batch, terms)
+        if following is not None:
+            objective.expect(following, terms)
         with clock.measure("backward"):
             state.scaler.scale(loss.sum / plan.num_tokens).backward()  # type: ignore[no-untyped-call]
-        squares = int((examples.lengths[rows] ** 2).sum())
-        totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens, squares)
+        totals.add(loss, batch.num_real_tokens, batch.num_raw_tokens, batch.sum_squares)
     parameters = [p for group_ in state.optimizer.param_groups for p in group_["params"]]
     with clock.measure("reduce"):
         group.sum_gradients(parameters)
@@ -74,6 +80,15 @@ def train_step(
     state.step += 1
     failpoint("train:step")
     return StepResult(totals.sums_S, grad_norm, learning_rate)
+
+
+def _collate_all(
+    plan: StepPlan, examples: ExampleSet, student: Student, settings: TrainSettings, clock: StepClock
+) -> Iterator[Batch]:
+    for rows in plan.micro_batches:
+        with clock.measure("data"):
+            batch = collate(examples, rows, student.pad_id, student.device, packed=settings.packed)
+        yield batch
 
 
 def _update(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from raystill.train.assembly import TrainRun
-from raystill.train.clock import StepClock
 from raystill.train.evaluation import evaluate_loss
 from raystill.train.flops import measure_peak, measure_size
 from raystill.train.metrics import append_metrics, named_sums, summarise_window
@@ -28,7 +27,8 @@ class StepLog:
         self._size = measure_size(run.state.student)
         self.peak_flops = measure_peak(run.state.student.device, run.settings.precision) * run.group.size
         self._tracker = _open_tracker(run) if run.group.is_first else None
-        self.clock = StepClock()
+        self.clock = run.clock
+        self.clock.read()  # what came before the first step is no training time
 
     def add(self, result: StepResult) -> None:
         """Take in a step; a skipped one counts only where the loop counts it."""
@@ -46,7 +46,7 @@ class StepLog:
             named_sums(state.window_sums_S), run.settings.terms.uses_teacher
         )
         if values:
-            values |= self._rates(seconds) | shares
+            values |= self._rates(seconds) | shares | {"time/seconds": seconds}
         if self._last is not None and self._last.grad_norm == self._last.grad_norm:
             values |= {"train/grad_norm": self._last.grad_norm, "train/lr": self._last.learning_rate}
         counters = state.counters

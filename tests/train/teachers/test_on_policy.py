@@ -84,6 +84,11 @@ def test_a_run_stopped_inside_a_window_ends_byte_equal(judged: Any) -> None:
     assert judged.weights(stopped) == judged.weights(whole)
     share = [line["rollout/share"] for line in judged.metrics(whole) if "rollout/share" in line]
     assert 0.0 < sum(share) / len(share) < 1.0
+    for line in judged.metrics(whole):
+        if "rollout/tokens" in line:
+            assert 1.0 <= line["rollout/tokens"] <= 8.0
+            assert 0.0 <= line["rollout/ended"] <= 1.0
+    assert any(line.get("time/rollout", 0.0) > 0 for line in judged.metrics(whole))
     stale = [line["rollout/staleness"] for line in judged.metrics(whole) if "rollout/staleness" in line]
     assert stale == [0, 1, 2, 3, 0, 1]
 

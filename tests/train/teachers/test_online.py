@@ -16,7 +16,8 @@ from raystill.train.batches import collate
 from raystill.train.group import WorkerGroup
 from raystill.train.students.base import load_causal_lm
 from raystill.train.teachers.frozen import adapter_off
-from raystill.train.teachers.online import OnlineSignals, OnlineTeacher
+from raystill.train.teachers.online import OnlineSignals
+from raystill.train.teachers.panel import LocalPanel, OnlineTeacher
 
 KD = {"kl_weight": 1.0, "ce_weight": 0.0}
 LORA = {"peft": {"lora": {"r": 4, "lora_dropout": 0.5}}}
@@ -62,6 +63,16 @@ def test_a_student_that_teaches_itself_learns_nothing(world: Any, divergence: st
     loss.backward()  # type: ignore[no-untyped-call]
     largest = max(float(p.grad.abs().max()) for p in run.state.trainable().values() if p.grad is not None)
     assert largest / batch.num_tokens < 1e-6
+
+
+def test_a_run_against_itself_leaves_every_weight_where_it_was(world: Any) -> None:
+    """AdamW would blow any gradient up to the learning rate, so there must be none: not a bit of one."""
+    steps = {"steps": 3, "log_every": 1, "weight_decay": 0.0}
+    config = world.config(train=online("student"), losses=KD, training=steps)
+    world.train(config)
+    start = world.paths(config).initial_model("distill") / "model.safetensors"
+    assert world.weights(config) == start.read_bytes()
+    assert all(abs(line["train/loss"]) < 1e-6 for line in world.metrics(config) if "train/loss" in line)
 
 
 def test_the_adapter_off_is_the_base_checkpoint(world: Any) -> None:
@@ -123,6 +134,18 @@ def test_the_best_tokens_of_both_sides_come_close_to_the_whole(world: Any, diver
     assert losses[2] > 0.3 * losses[3] > 0
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "4bit"])
+def test_a_teachers_weights_may_be_held_in_fewer_bits(world: Any, weights: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    name, losses = checkpoint(world, 7), []
+    for held in ("float32", weights):
+        teacher = {"models": [{"name": name, "weights": held}]}
+        config = world.config(name=held, train=online(teacher=teacher), losses=KD, training={"steps": 1})
+        run = assemble(world.job(config), WorkerGroup())
+        losses.append(float(loss_of(run, first_batch(run)).detach()))
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 class Fixed:
     """A frozen model whose logits are known."""
 
@@ -150,12 +173,15 @@ def test_several_teachers_are_routed_by_source_and_mixed_as_probabilities(world:
     batch = replace(batch, row_sources=sources)
     V = run.state.student.vocab_size
     first, second, coder = (Fixed(torch.randn(batch.num_tokens, V)) for _ in range(3))
-    signals = OnlineSignals(
+    panel = LocalPanel(
         [
             OnlineTeacher("a", first, 3.0),
             OnlineTeacher("b", second, 1.0, frozenset({"chat"})),
             OnlineTeacher("c", coder, 1.0, frozenset({"elsewhere"})),
-        ],
+        ]
+    )
+    signals = OnlineSignals(
+        panel,
         run.planner,
         run.data.train,
         0,

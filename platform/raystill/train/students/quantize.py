@@ -20,13 +20,13 @@ from raystill.train.students.base import load_causal_lm
 _WHERE = "assistant.quantization.load_in_4bit"
 
 
-def require_bitsandbytes() -> None:
-    """Raise EnvironmentFault where 4-bit weights can't be computed with."""
+def require_bitsandbytes(where: str = _WHERE) -> None:
+    """Raise EnvironmentFault, about the key `where`, if 4-bit weights can't be computed with."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise EnvironmentFault(
             "4-bit weights need the package bitsandbytes, which is not installed",
-            where=_WHERE,
-            fix="pip install 'raystill[qlora]', or set load_in_4bit: false",
+            where=where,
+            fix="pip install 'raystill[qlora]', or ask for other weights",
         )
 
 
@@ -36,15 +36,18 @@ def load_in_4bit(
     device: torch.device,
     attention: str,
     save_path: str | None = None,
+    *,
+    where: str = _WHERE,
+    **options: Any,
 ) -> Any:
     """A checkpoint with its linear layers but the output projection in 4 bits, on `device`, all frozen.
 
-    The rest is float32. Raises EnvironmentFault without bitsandbytes or its kernels for this device, and what
-    `load_causal_lm` raises.
+    The rest is float32; `options` go to transformers' from_pretrained. Raises EnvironmentFault, about the key
+    `where`, without bitsandbytes or its kernels for this device, and what `load_causal_lm` raises.
     """
     from transformers import BitsAndBytesConfig
 
-    require_bitsandbytes()
+    require_bitsandbytes(where)
     try:
         model = load_causal_lm(
             name,
@@ -57,12 +60,13 @@ def load_in_4bit(
                 bnb_4bit_compute_dtype=torch.bfloat16 if quantization.bfloat16 else torch.float32,
             ),
             device_map={"": device},
+            **options,
         )
     except (RuntimeError, ImportError) as error:
         raise EnvironmentFault(
             f"bitsandbytes can't hold 4-bit weights on this {device.type}: {error}",
-            where=_WHERE,
-            fix="set load_in_4bit: false, or use a machine that bitsandbytes supports",
+            where=where,
+            fix="ask for other weights, or use a machine that bitsandbytes supports",
         ) from error
     for module in _quantized(model).values():
         # On CPUs with AVX-512 the layer would rearrange its weights in the first evaluation, and a training

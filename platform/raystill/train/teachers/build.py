@@ -12,7 +12,7 @@ from raystill.errors import ConfigError
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
-from raystill.train.examples import ExampleSet
+from raystill.train.clock import StepClock
 from raystill.train.group import WorkerGroup
 from raystill.train.rollouts.engine import RolloutEngine, RolloutSampling
 from raystill.train.rollouts.transformers_engine import TransformersRollouts
@@ -30,7 +30,9 @@ from raystill.train.teachers.load import (
     require_same_tokens,
 )
 from raystill.train.teachers.on_policy import OnPolicySignals
-from raystill.train.teachers.online import OnlineSignals, OnlineTeacher
+from raystill.train.teachers.online import OnlineSignals
+from raystill.train.teachers.panel import LocalPanel, OnlineTeacher, Panel
+from raystill.train.teachers.remote_panel import start_panel
 from raystill.train.teachers.source import SignalSource
 from raystill.train.teachers.stored import StoredSignals
 
@@ -42,13 +44,14 @@ def build_source(
     group: WorkerGroup,
     chat: ChatFormat,
     student: Student,
-    examples: ExampleSet,
     planner: StepPlanner,
+    clock: StepClock,
 ) -> SignalSource:
     """The source that `settings` name, with its models loaded and checked against the student.
 
     Raises ConfigError, DataError or RemoteError for models that can't teach this student.
     """
+    examples = planner.examples
     if not settings.terms.uses_teacher or settings.source == "store":
         return StoredSignals(planner, examples, group.rank)
     assert config.train.distillation is not None
@@ -56,19 +59,21 @@ def build_source(
     places = locate_teachers(config, paths)
     require_same_tokens(places, chat)
     _refuse_sharded(settings, student, places)
-    teachers = load_teachers(places, student, packed=settings.packed)
+    panel, alignment = _build_panel(config, settings, student, places)
     online = OnlineSignals(
-        teachers,
+        panel,
         planner,
         examples,
         group.rank,
         num_logprobs=section.num_logprobs,
-        alignment=build_aligner(config, student, teachers),
+        alignment=alignment,
+        clock=clock,
     )
     if settings.source == "online":
         return online
     rollouts = section.rollouts
-    engine = _build_engine(rollouts, paths, settings, chat, student, group.rank)
+    sampling = _sampling(rollouts, settings, chat, student)
+    engine = _build_engine(rollouts, paths, settings, sampling, student, group.rank)
     maker = WindowMaker(
         planner=planner,
         prompts=[examples.tokens(row)[: examples.first_target(row)] for row in range(len(examples))],
@@ -85,7 +90,20 @@ def build_source(
         examples,
         sync_every=rollouts.sync_every,
         total_steps=settings.total_steps(len(examples)),
+        eos_ids=sampling.eos_ids,
+        clock=clock,
     )
+
+
+def _build_panel(
+    config: Config, settings: TrainSettings, student: Student, places: Sequence[TeacherPlace]
+) -> tuple[Panel, HiddenAligner | None]:
+    """The teachers, in this process or in one of their own, and the term on their hidden states."""
+    assert config.train.distillation is not None
+    if config.train.distillation.teacher.worker is not None:
+        return start_panel(config, settings, places, student.device), None
+    teachers = load_teachers(places, student, packed=settings.packed)
+    return LocalPanel(teachers), build_aligner(config, student, teachers)
 
 
 def build_aligner(
@@ -115,15 +133,10 @@ def _refuse_sharded(settings: TrainSettings, student: Student, places: Sequence[
         )
 
 
-def _build_engine(
-    rollouts: Rollouts,
-    paths: RunPaths,
-    settings: TrainSettings,
-    chat: ChatFormat,
-    student: Student,
-    rank: int,
-) -> RolloutEngine:
-    sampling = RolloutSampling(
+def _sampling(
+    rollouts: Rollouts, settings: TrainSettings, chat: ChatFormat, student: Student
+) -> RolloutSampling:
+    return RolloutSampling(
         max_new_tokens=rollouts.max_new_tokens,
         temperature=rollouts.temperature,
         top_p=rollouts.top_p,
@@ -131,6 +144,16 @@ def _build_engine(
         context=min(settings.max_seq_len, student.context),
         batch_size=rollouts.batch_size,
     )
+
+
+def _build_engine(
+    rollouts: Rollouts,
+    paths: RunPaths,
+    settings: TrainSettings,
+    sampling: RolloutSampling,
+    student: Student,
+    rank: int,
+) -> RolloutEngine:
     if rollouts.engine == "transformers":
         return TransformersRollouts(student, sampling, settings.precision)
     return VllmRollouts(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER, KdModel
+from raystill.config.models import Quantization
 from raystill.config.schema import Config
 from raystill.config.signal_source import resolve_kd_models
 from raystill.errors import ConfigError, DataError
@@ -17,8 +20,9 @@ from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenize
 from raystill.train.attention import enable_packing
 from raystill.train.student import Student, validate_head
 from raystill.train.students.base import load_causal_lm
-from raystill.train.teachers.frozen import AdapterOffTeacher, CheckpointTeacher
-from raystill.train.teachers.online import OnlineTeacher
+from raystill.train.students.quantize import load_in_4bit
+from raystill.train.teachers.frozen import AdapterOffTeacher, CheckpointTeacher, FrozenModel
+from raystill.train.teachers.panel import OnlineTeacher
 
 _WHERE = "train.distillation.teacher.models"
 
@@ -31,11 +35,15 @@ class TeacherPlace:
     source: str | None
     revision: str | None = None
     trust_remote_code: bool = False
+    quantization: Quantization | None = None
 
 
 def locate_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
     """The configured online teachers. Raises ConfigError for a word that this run has no model for."""
-    return [_locate(config, paths, model) for model in resolve_kd_models(config)]
+    found = [_locate(config, paths, model) for model in resolve_kd_models(config)]
+    given = config.assistant.quantization if config.assistant else None
+    given = given or Quantization(load_in_4bit=True)
+    return [replace(place, quantization=given) if place.model.weights == "4bit" else place for place in found]
 
 
 def _locate(config: Config, paths: RunPaths, model: KdModel) -> TeacherPlace:
@@ -90,20 +98,40 @@ def load_teachers(places: Sequence[TeacherPlace], student: Student, *, packed: b
     return [_load(place, student, packed) for place in places]
 
 
+def load_checkpoints(
+    places: Sequence[TeacherPlace], device: torch.device, *, packed: bool
+) -> list[OnlineTeacher]:
+    """The models of `places`, which are checkpoints all, frozen, on `device`. Raises as `load_teachers`."""
+    return [_load_checkpoint(place, device, packed) for place in places]
+
+
 def _load(place: TeacherPlace, student: Student, packed: bool) -> OnlineTeacher:
-    model: AdapterOffTeacher | CheckpointTeacher
-    if place.source is None and student.is_adapted:
-        model = AdapterOffTeacher(student)
+    if place.source is not None:
+        return _load_checkpoint(place, student.device, packed)
+    if student.is_adapted:
+        return _named(place, AdapterOffTeacher(student))
+    return _named(place, _freeze(copy.deepcopy(student.causal_lm), packed))
+
+
+def _load_checkpoint(place: TeacherPlace, device: torch.device, packed: bool) -> OnlineTeacher:
+    assert place.source is not None
+    options: dict[str, Any] = {"revision": place.revision} if place.revision else {}
+    options |= {"trust_remote_code": True} if place.trust_remote_code else {}
+    if place.quantization is not None:
+        causal_lm = load_in_4bit(place.source, place.quantization, device, "sdpa", where=_WHERE, **options)
     else:
-        causal_lm = _copy_of(student) if place.source is None else load_causal_lm(place.source, "sdpa")
-        causal_lm.to(student.device)
-        validate_head(Student(causal_lm, causal_lm))
-        if packed:
-            enable_packing(causal_lm)
-        model = CheckpointTeacher(causal_lm)
+        causal_lm = load_causal_lm(place.source, "sdpa", **options)
+        causal_lm.to(device, torch.bfloat16 if place.model.weights == "bfloat16" else torch.float32)
+    return _named(place, _freeze(causal_lm, packed))
+
+
+def _freeze(causal_lm: Any, packed: bool) -> CheckpointTeacher:
+    validate_head(Student(causal_lm, causal_lm))
+    if packed:
+        enable_packing(causal_lm)
+    return CheckpointTeacher(causal_lm)
+
+
+def _named(place: TeacherPlace, model: FrozenModel) -> OnlineTeacher:
     chosen = place.model
     return OnlineTeacher(chosen.name, model, chosen.weight, frozenset(chosen.sources))
-
-
-def _copy_of(student: Student) -> Any:
-    return copy.deepcopy(student.causal_lm)

@@ -16,6 +16,7 @@ from torch import Tensor
 from raystill.losses.teachers import Teacher
 from raystill.store.records import Int32Array
 from raystill.train.batches import Batch, StepPlan
+from raystill.train.clock import StepClock
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.objective import Alignment, Head
 from raystill.train.rollouts.engine import RolloutEngine
@@ -33,6 +34,8 @@ class _Since:
     refresh_seconds: float = 0.0
     rows: int = 0
     rollout_rows: int = 0
+    rollout_tokens: int = 0
+    ended: int = 0
     stale_steps: int = 0
     steps: int = 0
 
@@ -52,6 +55,8 @@ class OnPolicySignals:
         *,
         sync_every: int,
         total_steps: int,
+        eos_ids: frozenset[int],
+        clock: StepClock | None = None,
     ) -> None:
         self._online = online
         self._engine = engine
@@ -59,6 +64,8 @@ class OnPolicySignals:
         self._examples = examples
         self._sync_every = sync_every
         self._total_steps = total_steps
+        self._eos_ids = eos_ids
+        self._clock = clock or StepClock()
         self._window = RolloutWindow(0, 0)
         self._next_step = 0
         self._since = _Since()
@@ -71,7 +78,8 @@ class OnPolicySignals:
     def work(self, step: int) -> StepWork:
         """The step's rows: rollouts where they are due, the stored text elsewhere."""
         if not self._window.start <= step < self._window.stop:
-            self._refill(step)
+            with self._clock.measure("rollout"):
+                self._refill(step)
         self._next_step = step + 1
         since, group = self._since, self._maker.group
         plans = [self._maker.planner.plan(step, rank) for rank in range(group.size)]
@@ -82,9 +90,16 @@ class OnPolicySignals:
             for row in rows_of(plan):
                 rollout = self._window.rollouts.get((step, row))
                 since.rows += 1
-                since.rollout_rows += rollout is not None
+                if rollout is not None:
+                    since.rollout_rows += 1
+                    since.rollout_tokens += len(rollout)
+                    since.ended += int(rollout[-1]) in self._eos_ids
                 num_tokens += self._num_targets(row, rollout)
         return self._own_work(step, plans[group.rank], num_tokens)
+
+    def announce(self, batch: Batch) -> None:
+        """Let judges that have a process of their own begin."""
+        self._online.announce(batch)
 
     def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
         """What the online teachers say of every token."""
@@ -101,7 +116,11 @@ class OnPolicySignals:
         self._window = RolloutWindow.from_tensors(tensors) if tensors else RolloutWindow(0, 0)
 
     def metrics(self) -> dict[str, float]:
-        """`rollout/*`: share of the rows, tokens per second of generation, steps behind the weights."""
+        """`rollout/*` since the last line.
+
+        share: of the rows; tokens: mean length; ended: share that wrote its own end; staleness: steps behind
+        the weights. Where a window was made: seconds, those of handing the weights over, tokens per second.
+        """
         since, self._since = self._since, _Since()
         if since.steps == 0:
             return {}
@@ -109,6 +128,9 @@ class OnPolicySignals:
             "rollout/share": since.rollout_rows / max(since.rows, 1),
             "rollout/staleness": since.stale_steps / since.steps,
         }
+        if since.rollout_rows:
+            values["rollout/tokens"] = since.rollout_tokens / since.rollout_rows
+            values["rollout/ended"] = since.ended / since.rollout_rows
         if since.seconds:
             values["rollout/seconds"] = since.seconds
             values["rollout/refresh_seconds"] = since.refresh_seconds
@@ -142,7 +164,8 @@ class OnPolicySignals:
     def _own_work(self, step: int, plan: StepPlan, num_tokens: int) -> StepWork:
         examples = ExampleSet([self._example(step, row) for row in rows_of(plan)])
         edges = np.cumsum([len(rows) for rows in plan.micro_batches])
-        micro_batches = np.split(np.arange(len(examples)), edges[:-1])
+        # A worker without rows has no micro-batch; a split would make an empty one.
+        micro_batches = np.split(np.arange(len(examples)), edges[:-1]) if plan.micro_batches else []
         return StepWork(StepPlan(list(micro_batches), num_tokens), examples)
 
     def _example(self, step: int, row: int) -> Example:

@@ -34,6 +34,10 @@ class SignalSource(Protocol):
         """What step `step` (counted from 0) trains on. Called once per step and in order, by all workers."""
         ...
 
+    def announce(self, batch: Batch) -> None:
+        """The batch that `signals` is asked about next, told before the student's own forward pass."""
+        ...
+
     def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
         """The teacher's distributions at the batch's rows that carry loss; None where there is no KD term.
 

@@ -30,6 +30,9 @@ class StoredSignals:
         """The planned rows, as they are stored."""
         return StepWork(self._planner.plan(step, self._rank), self._examples)
 
+    def announce(self, batch: Batch) -> None:
+        """Nothing: a batch holds its teacher."""
+
     def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
         """What the store says of the batch's tokens."""
         return stored_signals(batch, hidden_ND, head)
