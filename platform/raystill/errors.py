@@ -70,6 +70,10 @@ class EnvironmentFault(RaystillError):  # noqa: N818 (EnvironmentError is a buil
     exit_code = 4
 
 
+class PreemptionFault(EnvironmentFault):
+    """A machine of the run is about to be taken away. What it has done is saved."""
+
+
 class RemoteError(RaystillError):
     """A hub, an endpoint or a cluster failed."""
 

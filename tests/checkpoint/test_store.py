@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +252,35 @@ def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) 
             os.utime(file, (seconds, seconds))
     assert [path.name[-3:] for path in list_checkpoints(tmp_path)] == ["009", "010", "099", "100"]
     assert latest_valid(tmp_path).step == 100
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_reports_errors_leaves_whole_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """F40: each flush and rename of a save fails once; the save says so, and nothing half is left."""
+    real, failures = getattr(os, call), 0
+    for failing in range(1, 40):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        save(tmp_path / "run", 1)
+        calls = itertools.count(1)
+
+        def fail_at(*arguments: Any, failing: int = failing, calls: Iterator[int] = calls) -> Any:
+            if next(calls) == failing:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail_at)
+            try:
+                save(tmp_path / "run", 2)
+            except EnvironmentFault as error:
+                assert "the disk reports an error" in error.what
+                failures += 1
+        found = latest_valid(tmp_path / "run")
+        assert found.passed_over == () and load_checkpoint(found.path).step in (1, 2)
+        assert {path.name for path in (tmp_path / "run").iterdir()} <= {"step-00000001", "step-00000002"}
+        if next(calls) <= failing:  # it has fewer calls than that: this save went through
+            assert found.step == 2
+            break
+    assert failures == failing - 1 > 0

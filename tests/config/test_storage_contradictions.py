@@ -8,6 +8,7 @@ from raystill.config.load import load_config
 from raystill.errors import ConfigError
 from raystill.run.paths import RunPaths
 from raystill.run.remote import is_remote
+from raystill.run.sweep_paths import SweepPaths, TrialPaths
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,9 @@ from raystill.run.remote import is_remote
         (["teacher.store.path=gs://bucket"], "only s3://"),
         (["teacher.store.path=memory://x"], "only s3://"),
         (["teacher.store.path=s3://key:secret@bucket/x"], "credentials"),
+        (["training.checkpoint_copies=gs://bucket"], "only s3://"),
+        (["training.checkpoint_copies=s3://key:secret@bucket/x"], "credentials"),
+        (["training.checkpoint_copies=/data/copies"], "copies are for object storage"),
         (
             [
                 "teacher.store.path=s3://bucket/x",
@@ -73,3 +77,12 @@ def test_a_teacher_s_store_may_be_on_s3(teacher: list[str]) -> None:
 @pytest.mark.parametrize("place", ["runs/a", "/data/s3/store", "C:/runs"])
 def test_paths_are_not(place: str) -> None:
     load_config([], [f"run.dir={place}"])
+
+
+def test_copies_of_checkpoints_may_be_on_s3_and_a_trial_has_none() -> None:
+    settings = ["run.name=a", "training.checkpoint_copies=s3://bucket/runs"]
+    paths = RunPaths.from_config(load_config([], settings).config)
+    assert str(paths.checkpoint_copies("sft")) == "s3://bucket/runs/a/sft"
+    assert RunPaths.from_config(load_config([], []).config).checkpoint_copies("sft") is None
+    trial = TrialPaths.of_trial(paths, SweepPaths.of(paths, "s"), 0, "distill")
+    assert trial.checkpoint_copies("distill") is None

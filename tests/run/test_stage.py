@@ -64,6 +64,16 @@ def test_a_complete_stage_is_skipped_and_its_manifest_tells_all(tmp_path: Path) 
     assert {event["stage"] for event in events} == {"prepare"}
 
 
+def test_fresh_also_discards_what_a_stage_keeps_elsewhere(tmp_path: Path) -> None:
+    config, paths = make(tmp_path)
+    gone: list[bool] = []
+    stage = replace(PREPARE, discard=lambda config, paths: gone.append(paths.prompt_table.parent.exists()))
+    execute(stage, config, paths)
+    assert execute(stage, config, paths).skipped and gone == []
+    assert not execute(stage, config, paths, fresh=True).skipped
+    assert gone == [True]  # before the output itself: a kill in between leaves nothing to go on from wrongly
+
+
 def test_an_input_that_is_not_complete_is_named(tmp_path: Path) -> None:
     config, paths = make(tmp_path)
     with pytest.raises(DataError, match="generate needs the output of prepare"):

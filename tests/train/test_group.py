@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raystill.checkpoint.parts import part_names
+from raystill.checkpoint.store import latest_valid, load_checkpoint
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
 from raystill.train.assembly import TrainJob
@@ -111,6 +113,21 @@ def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
         torch.testing.assert_close(second[name], first[name], rtol=1e-2, atol=2e-4)
 
 
+def assert_in_parts(path: Path | None) -> None:
+    """Two workers have saved about half of the model each, and nothing is there twice."""
+    assert path is not None
+    sizes = {file.name: file.stat().st_size for file in path.glob("*.safetensors")}
+    names = [*part_names("model", 2), *part_names("optimizer", 2), *part_names("source", 2)]
+    assert sorted(sizes) == sorted(names)
+    whole = load_checkpoint(path).tensors
+    assert {len(named) for named in whole.values() if named} == {len(whole["model"]), 3 * len(whole["model"])}
+    for group in ("model", "optimizer"):
+        expected = sum(tensor.numel() * tensor.element_size() for tensor in whole[group].values())
+        parts = [sizes[name] for name in part_names(group, 2)]
+        assert expected < sum(parts) < 1.2 * expected + 20_000  # headers
+        assert max(parts) < 0.7 * sum(parts)
+
+
 def run_by_two(world: Any, runs: list[tuple[Config, int | None]], rendezvous: Path) -> None:
     """Train every config in turn on two workers, stopped after the step that stands beside it."""
     for config, _ in runs:
@@ -153,6 +170,7 @@ def test_two_workers_end_where_one_does(world: Any, tmp_path: Path) -> None:
     for key in ("rollout/share", "rollout/tokens", "rollout/ended", "rollout/staleness"):
         assert written[0][key] == written[1][key], key
     assert world.weights(again) == world.weights(pairs["written"].two)
+    assert_in_parts(latest_valid(world.paths(moved["full"]).checkpoints("distill")).path)
     for name, config in moved.items():
         resumed = Config.model_validate(
             {**config.model_dump(), "train": pairs[name].one.model_dump()["train"]}

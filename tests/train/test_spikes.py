@@ -60,7 +60,7 @@ def test_the_history_survives_a_resume_and_a_spike_leaves_no_trace(world: Any) -
     path = save_checkpoint(
         world.root / "checkpoints",
         run.state.step,
-        tensors=run.state.gather(keep=True),
+        tensors=run.state.tensors(is_first=True),
         state=run.state.describe(run.data_fingerprint),
     )
     again = assemble(world.job(config), WorkerGroup())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -98,6 +99,29 @@ def test_a_full_disk_ends_the_run_with_what_it_kept_sound(world: Any, small_disk
     kept = list_checkpoints(directory)
     assert kept and all(verify_checkpoint(path) for path in kept)
     assert not [path for path in directory.iterdir() if path.name.startswith(".tmp-")]
+
+
+def test_a_neighbour_that_takes_the_whole_disk_harms_nothing(world: Any, small_disk: Path) -> None:
+    """F14, F15: a process that writes until nothing is free; the run stops or makes do, and then goes on."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    whole = world.config("whole", training=STEPS)
+    world.train(whole)
+    config = world.config("beside", training={**STEPS, "save_every": 1}, disk={"hard_free_gb": 0.0})
+    directory = world.paths(config).checkpoints("distill")
+    directory.parent.mkdir(parents=True)
+    directory.symlink_to(small_disk)
+    greedy = f"head -c 100000000 /dev/zero > {small_disk}/neighbour"
+
+    def fill() -> None:
+        assert subprocess.run(["sh", "-c", greedy], capture_output=True, check=False).returncode != 0
+
+    with contextlib.suppress(EnvironmentFault):
+        train_worker(world.job(config), WorkerGroup(), Quiet(8, fill))
+    kept = list_checkpoints(directory)
+    assert {2, 5} < {step_of(path) for path in kept} and all(verify_checkpoint(path) for path in kept)
+    (small_disk / "neighbour").unlink()
+    world.train(config)
+    assert world.weights(config) == world.weights(whole)
 
 
 def test_an_interrupted_driver_asks_first_and_waits(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from raystill.config.tune import TuneSection
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
@@ -46,3 +48,39 @@ def test_a_crashed_trial_is_a_failed_one_and_the_others_keep_their_results(tmp_p
     events = [json.loads(line) for line in sweep.log.read_text(encoding="utf-8").splitlines()]
     ended = [(event["trial"], event["outcome"]) for event in events if event["event"] == "trial_finished"]
     assert ended == [(0, "failed"), (1, "complete")]
+
+
+def test_while_trials_write_those_that_are_over_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The byte budget isn't only looked at when a trial ends; what can't be met is said once."""
+    monkeypatch.setattr("raystill.tune.watching._TIDY_SECONDS", 0.0)
+    space = {RATE: {"grid": [1e-5, 1e-4, 1e-3]}}
+    tune = TuneSection.model_validate({"search": "grid", "space": space, "max_gb": 0.001})
+    run, sweep = RunPaths(root=tmp_path, store=tmp_path / "store"), SweepPaths(tmp_path / "sweep")
+    source = TrialSource(tune, sweep, [])
+    watch = TrialWatch(sweep, run, "distill", tune, source, Concurrency(3, "trials"), None)
+    weights = []
+    for number, name in enumerate("abc"):
+        assert source.suggest(name)
+        watch.on_trial_start(0, [], trial(name))
+        append_report(sweep, number, Report(5, 50.0, (0.4, 0.1, 0.5)[number]))
+        weights.append(sweep.trial(number) / "checkpoints" / "weights")
+        weights[-1].parent.mkdir(parents=True)
+        weights[-1].write_bytes(b"x" * 300_000)
+    for number, name in enumerate("ab"):
+        finish_trial(sweep, number, "complete", seconds=1.0)
+        watch.on_trial_complete(1, [], trial(name))
+    assert all(file.exists() for file in weights)
+    weights[2].write_bytes(b"x" * 500_000)
+    watch.on_trial_result(2, [], trial("c"), {})
+    assert [file.exists() for file in weights] == [False, True, True]
+    weights[2].write_bytes(b"x" * 900_000)
+    for iteration in (3, 4):
+        watch.on_trial_result(iteration, [], trial("c"), {})
+    watch.close()
+    assert [file.exists() for file in weights] == [False, True, True]
+    events = [json.loads(line) for line in sweep.log.read_text(encoding="utf-8").splitlines()]
+    assert [event["trials"] for event in events if event["event"] == "checkpoints_deleted"] == [[0]]
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert len(warnings) == 1 and "more than tune.max_gb (0.001)" in warnings[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from raystill.checkpoint.store import TensorGroups
+from raystill.checkpoint.parts import TensorGroups
 from raystill.run.failpoint import failpoint
 
 _ROOM = 1.2

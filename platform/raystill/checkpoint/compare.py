@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from raystill.checkpoint.parts import open_group
 from raystill.checkpoint.store import STATE_NAME, CheckpointManifest, verify_checkpoint
 
 
@@ -52,7 +52,7 @@ def diff_checkpoints(left: Path, right: Path) -> CheckpointDiff:
     equal, changed = 0, []
     for group in manifests[0].groups:
         shared = sorted(name for owner, name in names[0] & names[1] if owner == group)
-        for name, one, other in _pairs(left, right, group, shared):
+        for name, one, other in _pairs(left, right, manifests, group, shared):
             if _is_equal(one, other):
                 equal += 1
             else:
@@ -68,23 +68,26 @@ def diff_checkpoints(left: Path, right: Path) -> CheckpointDiff:
 
 def _tensor_names(path: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, str]]:
     for group in manifest.groups:
-        with safe_open(path / f"{group}.safetensors", framework="pt", device="cpu") as stream:
-            for name in stream.keys():  # noqa: SIM118
+        with open_group(path, group, manifest.num_parts) as reader:
+            for name in reader.names():
                 yield group, name
 
 
 def _pairs(
-    left: Path, right: Path, group: str, names: list[str]
+    left: Path,
+    right: Path,
+    manifests: tuple[CheckpointManifest, CheckpointManifest],
+    group: str,
+    names: list[str],
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     if not names:
         return
-    file = f"{group}.safetensors"
     with (
-        safe_open(left / file, framework="pt", device="cpu") as one,
-        safe_open(right / file, framework="pt", device="cpu") as other,
+        open_group(left, group, manifests[0].num_parts) as one,
+        open_group(right, group, manifests[1].num_parts) as other,
     ):
         for name in names:
-            yield name, one.get_tensor(name), other.get_tensor(name)
+            yield name, one.tensor(name), other.tensor(name)
 
 
 def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from raystill.checkpoint.pins import load_pins
 from raystill.checkpoint.policy import Held, RetentionPlan, RetentionRules, plan_retention
-from raystill.checkpoint.store import load_checkpoint_manifest, step_directory, step_of
+from raystill.checkpoint.store import is_whole, load_checkpoint_manifest, step_directory, step_of
 from raystill.errors import DataError
 from raystill.run.disk import free_bytes
 from raystill.run.failpoint import failpoint
@@ -50,12 +50,7 @@ def read_held(directory: Path, metric: str) -> dict[int, Held]:
             manifest = load_checkpoint_manifest(path)
         except DataError:
             continue
-        files = {name: path / name for name in manifest.files}
-        is_whole = all(
-            file.is_file() and file.stat().st_size == manifest.files[name].size_bytes
-            for name, file in files.items()
-        )
-        held[step] = Held(size_bytes(path) / _GIB, manifest.metrics.get(metric), is_whole)
+        held[step] = Held(size_bytes(path) / _GIB, manifest.metrics.get(metric), is_whole(path, manifest))
     return held
 
 
@@ -74,9 +69,15 @@ def preview_retention(
 
 
 def apply_retention(
-    directory: Path, rules: RetentionRules, *, current: int | None = None, in_use: Collection[int] = ()
+    directory: Path,
+    rules: RetentionRules,
+    *,
+    current: int | None = None,
+    in_use: Collection[int] = (),
+    leftovers: bool = True,
 ) -> RetentionResult:
-    """Delete what the rules let go in `directory`, and what a crash left of deletions and saves.
+    """Delete what the rules let go in `directory`, and, with `leftovers`, what a crash left of deletions and
+    saves: not while another process writes to a hidden directory there.
 
     A checkpoint is renamed before it is deleted, so half of one never keeps a checkpoint's name. Foreign
     files are left alone. Call it from the one process that saves, after a save. Raises DataError for an
@@ -84,7 +85,8 @@ def apply_retention(
     """
     if not directory.is_dir():
         return RetentionResult(RetentionPlan((), (), {}, max(1, rules.max_recent)), (), (), 0)
-    remove_leftovers(directory)
+    if leftovers:
+        remove_leftovers(directory)
     plan = preview_retention(directory, rules, current=current, in_use=in_use)
     deleted, failed, freed = [], [], 0
     for step in plan.delete:

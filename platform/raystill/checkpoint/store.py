@@ -2,14 +2,15 @@
 
     checkpoints/
       step-00000042/
-        model.safetensors  optimizer.safetensors  ...   one file per group of tensors
+        model.safetensors  optimizer.safetensors  ...   one file per group of tensors, or several (`parts`)
         state.json                                      everything that is not a tensor
         manifest.json                                   step, sizes and sha256 of the files above
 
 A name that parses as a step proves nothing: only a directory whose manifest verifies is a checkpoint.
 
 Checkpoints of older schemas are read where they lie; who reads the state fills in what they lack
-(`train.old_state`), and the next save is of this schema. Version 1 had the sums of the open window as a list.
+(`train.old_state`), and the next save is of this schema. Version 1 had the sums of the open window as a list;
+version 2 had every group in one file.
 """
 
 from __future__ import annotations
@@ -17,40 +18,43 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from raystill.checkpoint.finite import require_finite_weights
+from raystill.checkpoint.parts import TensorGroups, load_group, part_names, refuse_shared, write_part
 from raystill.errors import DataError
-from raystill.run.failpoint import failpoint
 from raystill.run.manifest import FileRecord, record_files
 from raystill.run.publish import publish_directory, sha256_file, write_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OLDEST_SCHEMA_VERSION = 1
 _STEP_NAME = re.compile(r"^step-([0-9]{8,})$")
 _GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 STATE_NAME = "state.json"
-_MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 
-TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
+# Takes what the other workers of a cut model have written into a directory; returns their files' records.
+TakeParts = Callable[[Path], Mapping[str, FileRecord]]
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint directory must hold; `metrics` are what was measured at its step, if anything."""
+    """What a checkpoint directory must hold; `metrics` are what was measured at its step, if anything.
+
+    `num_parts` is the number of files of each group: how many workers held parts of the model.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     step: int = Field(ge=0)
     groups: tuple[str, ...]
+    num_parts: int = Field(1, ge=1)
     files: dict[str, FileRecord]
     metrics: dict[str, float] = {}
 
@@ -98,34 +102,36 @@ def save_checkpoint(
     tensors: TensorGroups,
     state: Mapping[str, Any],
     metrics: Mapping[str, Any] | None = None,
+    num_parts: int = 1,
+    take_parts: TakeParts | None = None,
 ) -> Path:
     """Publish the checkpoint of `step` below `directory`; returns its path. Writes every tensor once.
 
     `tensors` maps group ("model", "optimizer") to name to tensor, of any dtype and shape; `state` is
-    JSON-able; of `metrics` the finite numbers go into the manifest. Raises DataError for two names of one
-    tensor (save a tied tensor once), EnvironmentFault for a full disk.
+    JSON-able; of `metrics` the finite numbers go into the manifest. Where workers hold parts of the tensors,
+    these are the first one's, and `take_parts` brings the files of the `num_parts` - 1 others. Raises
+    DataError for two names of one tensor (save a tied tensor once), EnvironmentFault for a full disk.
     """
     for group, named in tensors.items():
         if not _GROUP_NAME.match(group) or group in {"state", "manifest"}:
             raise DataError(f"{group!r} can't name a group of tensors", where="checkpoint")
-        _refuse_shared(group, named)
+        refuse_shared(group, named)
     path = step_directory(directory, step)
     with publish_directory(path) as temporary:
-        written = []
-        for group, named in tensors.items():
-            file = temporary / f"{group}.safetensors"
-            save_file({name: _own(tensor) for name, tensor in named.items()}, file)
-            failpoint("checkpoint:group_written")
-            written.append(file)
+        written = write_part(temporary, tensors, 0, num_parts)
         write_json(temporary / STATE_NAME, dict(state))
         written.append(temporary / STATE_NAME)
+        records = record_files(temporary, written)
+        if take_parts is not None:
+            records |= take_parts(temporary)
         manifest = CheckpointManifest(
             step=step,
             groups=tuple(tensors),
-            files=record_files(temporary, written),
+            num_parts=num_parts,
+            files=records,
             metrics=_finite_numbers(metrics or {}),
         )
-        write_json(temporary / _MANIFEST_NAME, manifest.model_dump(mode="json"))
+        write_json(temporary / MANIFEST_NAME, manifest.model_dump(mode="json"))
     return path
 
 
@@ -133,13 +139,28 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Directories with a checkpoint's name and a manifest, by ascending step. Content is not verified."""
     if not directory.is_dir():
         return []
-    found = [(step_of(path), path) for path in directory.iterdir() if (path / _MANIFEST_NAME).is_file()]
+    found = [(step_of(path), path) for path in directory.iterdir() if (path / MANIFEST_NAME).is_file()]
     return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
 
 
 def verify_checkpoint(path: Path) -> CheckpointManifest:
     """The manifest of a checkpoint whose files are all there and unchanged. Raises DataError naming one."""
     manifest = load_checkpoint_manifest(path)
+    verify_content(path, manifest)
+    return manifest
+
+
+def is_whole(path: Path, manifest: CheckpointManifest) -> bool:
+    """The cheap look: every file is there and has its size."""
+    for name, record in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != record.size_bytes:
+            return False
+    return True
+
+
+def verify_content(path: Path, manifest: CheckpointManifest) -> None:
+    """Compare the files below `path` with a manifest. Raises DataError naming one that differs."""
     for name, record in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -148,26 +169,30 @@ def verify_checkpoint(path: Path) -> CheckpointManifest:
             raise _damaged(file, f"it has {file.stat().st_size:,} bytes instead of {record.size_bytes:,}")
         if sha256_file(file) != record.sha256:
             raise _damaged(file, "its content has changed")
-    return manifest
 
 
 def load_checkpoint_manifest(path: Path) -> CheckpointManifest:
     """A checkpoint's manifest, checked against its directory's name. Raises DataError."""
-    file = path / _MANIFEST_NAME
+    file = path / MANIFEST_NAME
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise _damaged(file, "it can't be read") from error
+    return parse_manifest(raw, step_of(path), file)
+
+
+def parse_manifest(raw: bytes, step: int | None, file: Path) -> CheckpointManifest:
+    """The manifest of the checkpoint of `step`, from the bytes at `file`. Raises DataError."""
     try:
         manifest = CheckpointManifest.model_validate_json(raw)
     except ValidationError as error:
         raise _damaged(file, _why_unreadable(raw)) from error
-    expected = {f"{group}.safetensors" for group in manifest.groups} | {STATE_NAME}
+    expected = {name for group in manifest.groups for name in part_names(group, manifest.num_parts)}
     if not OLDEST_SCHEMA_VERSION <= manifest.schema_version <= SCHEMA_VERSION:
         raise _damaged(file, _why_unreadable(raw))
-    if manifest.files.keys() != expected:
+    if manifest.files.keys() != expected | {STATE_NAME}:
         raise _damaged(file, "it does not list the checkpoint's files")
-    if manifest.step != step_of(path):
+    if manifest.step != step:
         raise _damaged(file, f"it is the manifest of step {manifest.step}")
     return manifest
 
@@ -189,7 +214,7 @@ def refuse_newer(paths: Iterable[Path]) -> None:
     """Raises DataError if one of `paths` is a checkpoint that a newer program saved, naming its version."""
     for path in paths:
         try:
-            version = json.loads((path / _MANIFEST_NAME).read_bytes()).get("schema_version")
+            version = json.loads((path / MANIFEST_NAME).read_bytes()).get("schema_version")
         except (OSError, ValueError, AttributeError):
             continue
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -208,7 +233,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     and for model weights that are not finite, naming the tensor.
     """
     manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
-    tensors = {group: _load_group(path / f"{group}.safetensors") for group in manifest.groups}
+    tensors = {group: load_group(path, group, manifest.num_parts) for group in manifest.groups}
     require_finite_weights(
         tensors.get("model", {}).items(),
         str(path),
@@ -219,14 +244,6 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     except (OSError, ValueError) as error:
         raise _damaged(path / STATE_NAME, "it can't be read") from error
     return CheckpointContent(manifest.step, tensors, state, manifest.schema_version)
-
-
-def _load_group(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, "it is not a safetensors file") from error
 
 
 def _finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -243,28 +260,6 @@ def _claimed(directory: Path) -> list[Path]:
         return []
     named = [(step_of(path), path) for path in directory.iterdir()]
     return [path for _, path in sorted(((s, p) for s, p in named if s is not None), reverse=True)]
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, contiguous, and alone in its storage, as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if alone else tensor.clone()
-
-
-def _refuse_shared(group: str, named: Mapping[str, torch.Tensor]) -> None:
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, tensor in named.items():
-        if tensor.numel() == 0 or tensor.device.type == "meta":
-            continue
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if place in seen:
-            raise DataError(
-                f"{seen[place]!r} and {name!r} are the same tensor",
-                where=f"checkpoint group {group}",
-                fix="save a tied tensor once, under one name",
-            )
-        seen[place] = name
 
 
 def _why_unreadable(raw: bytes) -> str:

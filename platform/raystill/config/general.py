@@ -132,6 +132,12 @@ class TrainingSection(Section):
         False, description="Compute activations again in the backward pass: a third more time, less memory."
     )
     checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
+    checkpoint_copies: PathText | None = Field(
+        None,
+        description="s3:// address below which every checkpoint that is kept is copied as well, in "
+        "<run.name>/<stage>; a run whose directory has lost its checkpoints goes on from there. Not those of "
+        "a sweep's trials.",
+    )
 
 
 class DatasetSection(Section):

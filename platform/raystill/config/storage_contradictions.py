@@ -19,8 +19,10 @@ def find_object_storage(loaded: LoadedConfig) -> Iterator[Problem]:
             f"`run.dir` is {run_dir}: a run directory needs a filesystem with renames and locks, and object "
             "storage has neither",
             loaded.where("run.dir"),
-            "use a local or shared directory; teacher.store.path alone may be an s3:// address",
+            "use a local or shared directory; teacher.store.path may be an s3:// address, and "
+            "training.checkpoint_copies",
         )
+    yield from _find_copy_problems(loaded)
     for name in ("teacher", "grade"):
         section = getattr(loaded.config, name)
         place = str(section.store.path or "") if section is not None else ""
@@ -29,23 +31,42 @@ def find_object_storage(loaded: LoadedConfig) -> Iterator[Problem]:
             yield from _find_store_problems(loaded, name, place, found.group(1).lower())
 
 
-def _find_store_problems(loaded: LoadedConfig, name: str, store: str, protocol: str) -> Iterator[Problem]:
-    section = getattr(loaded.config, name)
-    key = f"{name}.store.path"
-    where = loaded.where(key)
+def _find_copy_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    key = "training.checkpoint_copies"
+    place = str(loaded.config.training.checkpoint_copies or "")
+    found = _ADDRESS.match(place)
+    if found is not None:
+        yield from _find_address_problems(key, loaded.where(key), place, found.group(1).lower())
+    elif place:
+        yield Problem(
+            f"`{key}` is {place}: copies are for object storage",
+            loaded.where(key),
+            "use an s3:// address; checkpoints themselves lie in run.dir, which may be a shared directory",
+        )
+
+
+def _find_address_problems(key: str, where: str, address: str, protocol: str) -> Iterator[Problem]:
     if protocol != "s3":
         yield Problem(
-            f"`{key}` is {store}: of object storage only s3:// is supported",
+            f"`{key}` is {address}: of object storage only s3:// is supported",
             where,
             "use an s3:// address (AWS_ENDPOINT_URL names another provider's endpoint), or a directory",
         )
-        return
-    if "@" in store.removeprefix("s3://").partition("/")[0]:
+    elif "@" in address.removeprefix("s3://").partition("/")[0]:
         yield Problem(
             f"`{key}` holds credentials",
             where,
             "take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
         )
+
+
+def _find_store_problems(loaded: LoadedConfig, name: str, store: str, protocol: str) -> Iterator[Problem]:
+    section = getattr(loaded.config, name)
+    key = f"{name}.store.path"
+    where = loaded.where(key)
+    yield from _find_address_problems(key, where, store, protocol)
+    if protocol != "s3":
+        return
     if section.closed is not None and section.closed.endpoint.mode == "batch":
         yield Problem(
             f"`{key}` is {store}, and `{name}.closed.endpoint.mode` is batch: what is paid for and still at "

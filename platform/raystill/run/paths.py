@@ -37,12 +37,14 @@ STARTED_NAME = "started.json"
 class RunPaths:
     """Every path of one run, from its root directory. Pure: nothing here touches the disk.
 
-    `shared_judge_store` is None where the judge's store lies in the run directory.
+    `shared_judge_store` is None where the judge's store lies in the run directory, `copies` where the
+    checkpoints are not also copied to object storage.
     """
 
     root: Path
     store: Path
     shared_judge_store: Path | None = field(default=None, kw_only=True)
+    copies: Path | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_config(cls, config: Config) -> RunPaths:
@@ -50,10 +52,12 @@ class RunPaths:
         root = Path(config.run.dir).expanduser() / config.run.name
         own_store = config.teacher.base.from_store or config.teacher.store.path
         judge_store = config.grade.store.path if config.grade is not None else None
+        copies = config.training.checkpoint_copies
         return cls(
             root=root,
             store=open_place(own_store) if own_store else root / "teacher_store",
             shared_judge_store=open_place(judge_store) if judge_store else None,
+            copies=open_place(copies) / config.run.name if copies else None,
         )
 
     def stage_dir(self, stage: StageName) -> Path:
@@ -124,6 +128,14 @@ class RunPaths:
     def checkpoints(self, stage: StageName) -> Path:
         """Checkpoints of a training stage."""
         return self.stage_dir(stage) / "checkpoints"
+
+    def checkpoint_copies(self, stage: StageName) -> Path | None:
+        """Where a training stage's checkpoints are copied to, if anywhere; an address."""
+        return None if self.copies is None else self.copies / stage
+
+    def started(self, stage: StageName) -> Path:
+        """What a stage was begun with, while it isn't complete."""
+        return self.stage_dir(stage) / STARTED_NAME
 
     def ray_attempts(self, stage: StageName) -> Path:
         """What Ray Train noted of a training stage's last attempt: pointers to its checkpoints."""

@@ -67,6 +67,28 @@ def put_object(path: Path, content: bytes, *, if_absent: bool) -> None:
             raise OSError(str(error)) from error  # there is no such bucket
 
 
+def upload_file(file: Path, path: Path) -> None:
+    """Write a local file to an object, a large one in several requests: it appears whole or not at all.
+
+    Raises RemoteError where the storage refuses.
+    """
+    place = cast(Any, path)
+    with remote_faults(path):
+        try:
+            place.fs.put_file(str(file), place.path)
+        except FileNotFoundError as error:
+            if not file.exists():
+                raise
+            raise OSError(str(error)) from error  # there is no such bucket
+
+
+def download_file(path: Path, file: Path) -> None:
+    """Write an object to a local file. Raises FileNotFoundError, or RemoteError where the storage refuses."""
+    place = cast(Any, path)
+    with remote_faults(path):
+        place.fs.get_file(place.path, str(file))
+
+
 def move_object(source: Path, path: Path) -> None:
     """Copy an object, then delete the old one; a crash in between leaves both. Raises RemoteError."""
     place = cast(Any, source)

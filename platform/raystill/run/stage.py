@@ -73,7 +73,8 @@ class Stage:
 
     A stage that `grows` does only what is missing when its inputs have changed, so `execute` can be told to
     accept that; `fixed_inputs` are the external ones where it can't. `describe_new_data` says, in lines for
-    the user, what changed inputs would change.
+    the user, what changed inputs would change. `discard` removes what the stage keeps outside of its
+    directory, where its output is to be replaced.
     """
 
     name: StageName
@@ -87,6 +88,7 @@ class Stage:
     grows: bool = False
     fixed_inputs: tuple[str, ...] = ()
     describe_new_data: Callable[[Config, RunPaths], list[str]] | None = None
+    discard: Callable[[Config, RunPaths], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def execute(
     if before_work:
         before_work()
     if fresh:
+        if stage.discard:
+            stage.discard(config, paths)
         discard_directory(output)
     make_directory(output)
     sweep_temporaries(output)

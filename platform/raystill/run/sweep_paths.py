@@ -80,6 +80,7 @@ class TrialPaths(RunPaths):
     def of_trial(cls, run: RunPaths, sweep: SweepPaths, number: int, stage: StageName) -> TrialPaths:
         """The paths of trial `number`, which trains `stage`."""
         shared = {field.name: getattr(run, field.name) for field in fields(RunPaths)}
+        shared["copies"] = None  # most trials' checkpoints are not worth it
         return cls(**shared, trial=sweep.trial(number), tuned=stage, examples=sweep.examples)
 
     def stage_dir(self, stage: StageName) -> Path:

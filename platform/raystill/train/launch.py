@@ -18,7 +18,7 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
-from raystill.errors import EnvironmentFault, RaystillError
+from raystill.errors import EnvironmentFault, PreemptionFault, RaystillError
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths
 from raystill.run.publish import write_json
@@ -32,6 +32,7 @@ Progress = Callable[[dict[str, Any]], None]
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 # One more process, which only a cluster's notices make worth it.
 _PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
@@ -47,7 +48,8 @@ def run_training(
     """Train `stage` on the Ray that is running, and return the first worker's summary.
 
     Where `training.num_workers` is a range, Ray takes as many workers as fit and changes their number as
-    nodes come and go, and a group that lost a worker is started again as long as it gets on.
+    nodes come and go, and a group that lost a worker, or is about to lose a node, is started again as long as
+    it gets on.
 
     Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for, or a
     worker or Ray's controller died.
@@ -64,7 +66,8 @@ def run_training(
         except TrainingFailedError as error:
             fault = translate_failure(error, paths.checkpoints(stage))
             reached = latest_valid(paths.checkpoints(stage)).step or 0
-            if least == most or _own_error(error) is not None or reached <= lost_at:
+            can_go_on = isinstance(fault, PreemptionFault) or _own_error(error) is None
+            if least == most or not can_go_on or reached <= lost_at:
                 raise fault from error
             lost_at = reached
             with EventLog(paths.run_log, stage) as events:

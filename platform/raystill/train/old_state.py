@@ -31,4 +31,9 @@ def _name_window_sums(state: State) -> State:
     return {"balance": {}, **state, "window_sums": named}
 
 
-_MIGRATIONS: dict[int, Callable[[State], State]] = {1: _name_window_sums}
+def _keep(state: State) -> State:
+    """2 -> 3: only the files of the tensors may be others."""
+    return state
+
+
+_MIGRATIONS: dict[int, Callable[[State], State]] = {1: _name_window_sums, 2: _keep}

@@ -5,8 +5,8 @@ norm and output projection are the root's, and stay gathered from the forward pa
 pass, so that the loss kernel reads the output projection as an ordinary tensor. Gradients are summed, not
 averaged: each worker's loss is already divided by the tokens of all workers.
 
-All workers build the whole model before it is cut, and checkpoints hold whole tensors that the first worker
-writes, so that they fit any number of workers and any parallelism.
+All workers build the whole model before it is cut. Of a checkpoint every worker writes its parts, and all
+read whole tensors, so that it fits any number of workers and any parallelism.
 """
 
 from __future__ import annotations
@@ -100,13 +100,16 @@ def whole(tensor: Tensor) -> Tensor:
     return (parts.full_tensor() if is_cut(tensor) else tensor).detach()
 
 
-def gather_whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors by name, those that were cut on the CPU; none without `keep`. Collective."""
+def own_parts(tensors: Mapping[str, Tensor], *, is_first: bool) -> dict[str, Tensor]:
+    """What this worker writes of tensors by name: its part of those that are cut, along their first
+    dimension, and the others only where it `is_first`."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        value = whole(tensor)
-        if keep:
-            found[name] = value.cpu() if is_cut(tensor) else value
+        if is_cut(tensor):
+            parts: Any = tensor
+            found[name] = parts.to_local().detach()
+        elif is_first:
+            found[name] = tensor.detach()
     return found
 
 

@@ -161,15 +161,18 @@ def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
 
 def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before a teacher is asked, what can be seen without the output of the stages before."""
+    from raystill.checkpoint.copies import require_reachable
     from raystill.train.build import load_student_chat
 
     _require_possible(config, stage)
+    require_reachable(paths.checkpoint_copies(stage))
     if not _starts_from_this_run(config, stage):
         load_student_chat(config, paths, stage)
 
 
 def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before anything is written, what training could only fail on later."""
+    from raystill.checkpoint.copies import require_reachable
     from raystill.store.own_answers import require_own_answers
     from raystill.store.store import load_store
     from raystill.train.build import load_student_chat
@@ -177,6 +180,7 @@ def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     from raystill.train.token_match import match_tokenizers
 
     settings = _require_possible(config, stage)
+    require_reachable(paths.checkpoint_copies(stage))
     store = load_store(paths.store)
     chat = load_student_chat(config, paths, stage)
     match_tokenizers(config, store, chat, settings.reads_stored_signals)
@@ -265,6 +269,22 @@ def _check_distill(config: Config, paths: RunPaths) -> None:
     _preflight(config, paths, "distill")
 
 
+def _discard_sft(config: Config, paths: RunPaths) -> None:
+    _discard_copies(paths, "sft")
+
+
+def _discard_distill(config: Config, paths: RunPaths) -> None:
+    _discard_copies(paths, "distill")
+
+
+def _discard_copies(paths: RunPaths, stage: TrainStageName) -> None:
+    from raystill.checkpoint.copies import copies_of
+
+    copies = copies_of(paths, stage)
+    if copies is not None:
+        copies.discard()
+
+
 def _foresee_sft(config: Config, paths: RunPaths) -> None:
     _foresee(config, paths, "sft")
 
@@ -281,6 +301,7 @@ SFT_STAGE = Stage(
     needs_ray=True,
     preflight=_check_sft,
     foresee=_foresee_sft,
+    discard=_discard_sft,
 )
 DISTILL_STAGE = Stage(
     name="distill",
@@ -290,4 +311,5 @@ DISTILL_STAGE = Stage(
     needs_ray=True,
     preflight=_check_distill,
     foresee=_foresee_distill,
+    discard=_discard_distill,
 )

@@ -20,7 +20,7 @@ from raystill.losses.balance import TermBalance
 from raystill.train.metrics import SUM_NAMES, named_sums
 from raystill.train.old_state import current_state
 from raystill.train.settings import TrainSettings
-from raystill.train.sharding import copy_into, gather_whole, like
+from raystill.train.sharding import copy_into, like, own_parts
 from raystill.train.student import Student
 
 _OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
@@ -59,9 +59,11 @@ class TrainState:
         """Parameters that train, by name; a tied one once."""
         return {n: p for n, p in self.student.network.named_parameters() if p.requires_grad}
 
-    def gather(self, *, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """Whole weights and moments for a checkpoint; where they are cut among workers all of them call this,
-        and those without `keep` get nothing."""
+    def tensors(self, *, is_first: bool) -> dict[str, dict[str, Tensor]]:
+        """Weights and moments for a checkpoint; where they are cut among workers, this worker's parts.
+
+        What is whole on every worker is the first one's to write.
+        """
         parameters = self.trainable()
         optimizer = {
             f"{name}.{key}": self.optimizer.state[parameter][key]
@@ -70,9 +72,16 @@ class TrainState:
             if parameter in self.optimizer.state
         }
         return {
-            "model": gather_whole(parameters, keep=keep),
-            "optimizer": gather_whole(optimizer, keep=keep),
+            "model": own_parts(parameters, is_first=is_first),
+            "optimizer": own_parts(optimizer, is_first=is_first),
         }
+
+    def num_bytes(self) -> int:
+        """Bytes of all that trains and its moments, whole."""
+        parameters = self.trainable().values()
+        moments = [self.optimizer.state.get(parameter, {}) for parameter in parameters]
+        found = [*parameters, *(one[key] for one in moments for key in _OPTIMIZER_KEYS if key in one)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in found)
 
     def describe(self, data_fingerprint: str) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; JSON-able."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raystill.errors import EnvironmentFault
+from raystill.errors import EnvironmentFault, PreemptionFault
 from raystill.run.disk import free_bytes
 from raystill.train.assembly import TrainRun
 from raystill.train.saving import CheckpointSaver
@@ -37,7 +37,10 @@ class StopWatch:
         self._next_disk = self._next_preemption = 0.0
 
     def check(self, is_saved: bool, metrics: dict[str, Any]) -> None:
-        """Save, unless this step `is_saved`, and raise EnvironmentFault, where there is a reason to stop."""
+        """Save, unless this step `is_saved`, and raise EnvironmentFault, where there is a reason to stop.
+
+        It is a PreemptionFault where a machine is about to be taken away.
+        """
         run = self._run
         found = run.group.most(self._look() if run.group.is_first else _GO_ON, run.state.student.device)
         if found == _LOOK:
@@ -48,7 +51,7 @@ class StopWatch:
         if not is_saved:
             self._saver.save(metrics)
         self._saver.finish()
-        raise EnvironmentFault(
+        raise (PreemptionFault if found == _PREEMPTED else EnvironmentFault)(
             f"stopped after step {run.state.step}, which is saved: {self._why(found)}",
             where=str(self._checkpoints),
             fix="run again: it goes on from there" if found != _DISK else "free some space, then run again",

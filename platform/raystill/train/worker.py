@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from raystill.checkpoint.copies import copies_of
 from raystill.checkpoint.policy import milestone_steps
 from raystill.checkpoint.store import latest_valid, load_checkpoint, refuse_newer
 from raystill.errors import DivergenceError, EnvironmentFault
@@ -110,12 +111,17 @@ def run_steps(
 
 
 def restore_latest(run: TrainRun) -> None:
-    """Continue from the newest checkpoint that verifies; a fresh run is left alone. Collective.
+    """Continue from the newest checkpoint that verifies, here or among the copies; a fresh run is left alone.
 
-    Raises EnvironmentFault where another worker sees a newer one: the run directory is not shared; DataError
-    where all that there is comes from a newer program.
+    Collective. Raises EnvironmentFault where another worker sees a newer one: the run directory is not
+    shared; DataError where all that there is comes from a newer program.
     """
     directory = run.job.paths.checkpoints(run.job.stage)
+    copies = copies_of(run.job.paths, run.job.stage)
+    if copies is not None:
+        if run.group.is_first:
+            run.notes.extend(copies.fetch_newer())
+        run.group.most(0, run.state.student.device)  # no worker looks before the first has brought it
     found = latest_valid(directory)
     run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
     if found.path is None:

@@ -13,10 +13,13 @@ from raystill.run.paths import RunPaths, StageName
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
 from raystill.tune.concurrency import Concurrency
 from raystill.tune.records import TrialRecord, finish_trial, load_trials
-from raystill.tune.retention import tidy_trials
+from raystill.tune.retention import tidy_trials, tree_bytes
 from raystill.tune.schedule import TrialSource
 
 _LONGEST_REASON = 300
+_GB = 10**9
+# Between two looks at a sweep's disk while its trials write.
+_TIDY_SECONDS = 10.0
 
 
 class TrialWatch(Callback):  # type: ignore[misc]
@@ -36,6 +39,8 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self._sweep, self._run, self._stage, self._tune = sweep, run, stage, tune
         self._source, self._concurrency, self._watch = source, concurrency, watch
         self._running: dict[str, float] = {}
+        self._next_tidy = 0.0
+        self._is_over = False
         self._log = EventLog(sweep.log, "tune")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,8 +56,10 @@ class TrialWatch(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported."""
-        self._show()
+        """A trial reported: it has saved, too."""
+        records = self._show()
+        if self._tune.max_gb is not None and time.monotonic() >= self._next_tidy:
+            self._tidy(records)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial is over: by itself, then it wrote its result, or ended by the scheduler."""
@@ -74,14 +81,30 @@ class TrialWatch(Callback):  # type: ignore[misc]
         records = self._show()
         own = next(record for record in records if record.number == number)
         self._log.emit("trial_finished", trial=number, outcome=own.outcome, problem=own.problem)
+        self._tidy(records)
+
+    def _tidy(self, records: list[TrialRecord]) -> None:
+        """Keep the sweep within its bytes, as far as trials that are over can give way."""
+        self._next_tidy = time.monotonic() + _TIDY_SECONDS
         running = {self._source.numbers[other] for other in self._running}
         paths = {
             record.number: TrialPaths.of_trial(self._run, self._sweep, record.number, self._stage)
             for record in records
         }
-        lost = tidy_trials(self._sweep, records, running, paths, self._tune.mode, self._tune.max_gb)
+        limit = self._tune.max_gb
+        lost = tidy_trials(self._sweep, records, running, paths, self._tune.mode, limit)
         if lost:
             self._log.emit("checkpoints_deleted", trials=lost, reason="tune.max_gb")
+        used = 0.0 if limit is None else tree_bytes(self._sweep.root) / _GB
+        is_over = limit is not None and used > limit
+        if is_over and not self._is_over:
+            self._log.emit(
+                "warning",
+                message=f"the best trial and those that run take {used:.3g} GB, more than tune.max_gb "
+                f"({limit:g}); a smaller training.checkpoint_cleanup.max_checkpoints or tune.max_concurrent "
+                "takes less",
+            )
+        self._is_over = is_over
 
     def _show(self) -> list[TrialRecord]:
         records = load_trials(self._sweep)
