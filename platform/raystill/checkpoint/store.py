@@ -20,14 +20,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from raystill.checkpoint.finite import require_finite_weights
 from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
 from raystill.run.manifest import FileRecord, record_files
@@ -40,7 +37,10 @@ _GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 STATE_NAME = "state.json"
 _MANIFEST_NAME = "manifest.json"
 
-TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
+if TYPE_CHECKING:  # who only looks for checkpoints needs no torch
+    import torch
+
+TensorGroups: TypeAlias = "Mapping[str, Mapping[str, torch.Tensor]]"
 
 
 class CheckpointManifest(BaseModel):
@@ -105,6 +105,8 @@ def save_checkpoint(
     JSON-able; of `metrics` the finite numbers go into the manifest. Raises DataError for two names of one
     tensor (save a tied tensor once), EnvironmentFault for a full disk.
     """
+    from safetensors.torch import save_file
+
     for group, named in tensors.items():
         if not _GROUP_NAME.match(group) or group in {"state", "manifest"}:
             raise DataError(f"{group!r} can't name a group of tensors", where="checkpoint")
@@ -207,6 +209,8 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     `verify=False` trusts a path that `latest_valid` has just returned. Raises DataError for a damaged file
     and for model weights that are not finite, naming the tensor.
     """
+    from raystill.checkpoint.finite import require_finite_weights
+
     manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
     tensors = {group: _load_group(path / f"{group}.safetensors") for group in manifest.groups}
     require_finite_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -43,9 +44,11 @@ def train_worker(
     restore_latest(run)
     log = StepLog(run)
     saver = CheckpointSaver(run)
+    started = time.monotonic()
     try:
         run_steps(run, log, saver, reporter, StopWatch(run, saver, is_preempted))
         saver.finish()
+        loop_seconds = time.monotonic() - started
     except BaseException:
         log.close()
         raise
@@ -53,6 +56,7 @@ def train_worker(
         saver.close()
         run.source.close()
     summary = summarise(run)
+    summary["metrics"]["loop_seconds"] = round(loop_seconds, 3)
     summary["metrics"]["peak_tflops"] = round(log.peak_flops / 1e12, 4)
     if is_sharded(run.state.student.network):
         make_whole(run.state.student.network)
