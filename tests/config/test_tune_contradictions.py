@@ -77,3 +77,22 @@ def test_a_sound_space_loads_with_blocks_that_are_not_there_yet(tmp_path: Path) 
 def test_a_sweep_needs_its_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.sft"):
         load(tmp_path, {RATE: {"uniform": [0.1, 0.2]}}, stage="sft")
+
+
+def test_trials_may_have_several_workers_but_not_a_changing_number(tmp_path: Path) -> None:
+    """I33."""
+
+    def write(**more: Any) -> Path:
+        values = {"train": {"distillation": {}}, "tune": {"space": {RATE: {"uniform": [0.1, 0.2]}}}} | more
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    load_config([write(training={"num_workers": 2})])
+    with pytest.raises(ConfigError, match="don't come and go") as caught:
+        load_config([write(training={"num_workers": [1, 2]})])
+    assert "training.num_workers=1" in caught.value.problems[0].fix
+    load_config([write(tune={"space": {RATE: {"uniform": [0.1, 0.2]}}, "resources": {"gpus": 0.5}})])
+    with pytest.raises(ConfigError, match="can't share a GPU"):
+        load_config([write(training={"num_workers": 2}, tune={"space": {RATE: {"uniform": [0.1, 0.2]}},
+                                                              "resources": {"gpus": 0.5}})])  # fmt: skip

@@ -19,6 +19,7 @@ from raystill.config.schema import Config
 from raystill.report.build import build_report
 from raystill.report.facts import choose_samples, load_curve
 from raystill.run.paths import STAGE_NAMES, RunPaths
+from raystill.run.publish import write_json
 
 HOSTILE = (
     "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)><style>*{display:none}</style>"
@@ -146,6 +147,17 @@ def test_every_section_is_there_and_says_the_numbers(finished: tuple[Config, Run
         "7 (5.8 % of all)",
         "personal data, redact",
     ):
+        assert wanted in page.text, wanted
+
+
+def test_the_plan_stands_beside_what_happened(finished: tuple[Config, RunPaths]) -> None:
+    config, paths = finished
+    paths.forecast.parent.mkdir(exist_ok=True)
+    expected = {"distill": {"seconds": 161.0, "tokens": 12345, "disk_bytes": 7_800_000}}
+    write_json(paths.forecast, expected)
+    _, page = read(build_report(paths, config))
+    paths.forecast.unlink()
+    for wanted in ("planned time", "2 min 41 s", "12,345", "7.8 MB"):
         assert wanted in page.text, wanted
 
 

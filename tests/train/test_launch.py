@@ -25,7 +25,7 @@ from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.stage import execute
 from raystill.train.assembly import assemble
 from raystill.train.batches import collate
-from raystill.train.device import choose_device_type, choose_num_threads, choose_precision
+from raystill.train.device import choose_num_threads, choose_precision
 from raystill.train.group import WorkerGroup
 from raystill.train.launch import require_resources, run_training, translate_failure
 from raystill.train.pointers import listed_checkpoints
@@ -37,6 +37,7 @@ from raystill.train.worker import train_worker
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
+from raystill.config.device_type import choose_device_type
 from raystill.config.schema import Config
 from raystill.run.paths import RunPaths
 from raystill.train import worker
@@ -318,18 +319,8 @@ def test_more_workers_than_a_local_ray_has_room_for_are_refused(world: Any) -> N
     require_resources(joined, {"CPU": 2.0}, {"CPU": 4.0})
 
 
-@pytest.mark.parametrize(
-    ("wanted", "gpus", "expected"),
-    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda")],
-)
-def test_the_device_follows_the_cluster(empty_world: Any, wanted: str, gpus: int, expected: str) -> None:
-    assert choose_device_type(empty_world.config(device={"type": wanted}), gpus) == expected
-
-
 def test_what_this_machine_cannot_do_is_refused(empty_world: Any) -> None:
     """I34."""
-    with pytest.raises(EnvironmentFault, match="no CUDA device"):
-        choose_device_type(empty_world.config(device={"type": "cuda"}), 0)
     half = resolve_settings(empty_world.config(train={"sft": {"fp16": True}}), "sft")
     with pytest.raises(EnvironmentFault, match="float16"):
         choose_precision(half, "cpu")

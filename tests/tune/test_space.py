@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raystill.config.tune import Distribution, TuneSection
 from raystill.errors import EnvironmentFault
 from raystill.run.sweep_paths import SweepPaths
-from raystill.tune.concurrency import choose_concurrency, trial_resources
+from raystill.tune.concurrency import choose_concurrency, worker_resources
 from raystill.tune.records import (
     Report,
     TrialRecord,
@@ -81,7 +81,7 @@ def test_records_survive_torn_lines_and_repeated_steps(tmp_path: Path) -> None:
 
 def test_concurrency_comes_from_resources() -> None:
     tune = section(resources={"cpus": 2, "gpus": 0.5})
-    wanted = trial_resources(tune, "cuda")
+    wanted = worker_resources(tune, "cuda")
     assert choose_concurrency(tune, wanted, {"CPU": 9, "GPU": 2}, 100).trials == 4
     assert choose_concurrency(tune, wanted, {"CPU": 9, "GPU": 1}, 100).limit == "GPU"
     assert choose_concurrency(section(max_concurrent=1), {"CPU": 1}, {"CPU": 8}, 9).trials == 1

@@ -134,6 +134,29 @@ def test_weak_trials_go_on_from_strong_ones(
     assert all(1e-6 <= trial.params[RATE] <= 1e-2 for trial in result.trials)
 
 
+@pytest.mark.soak  # workers import torch anew for every trial
+def test_trials_of_several_workers_give_back_what_they_held(
+    sweep_config: SweepConfig, ray_address: str
+) -> None:
+    """One goes to its end, one is stopped, one diverges: no placement group and no CPU stays taken."""
+    import ray
+
+    loaded = sweep_config(
+        "together", search="grid", scheduler="asha", asha={"grace": 0.5, "reduction_factor": 2},
+        space={RATE: {"grid": [3e-3, 1e-6, 1e30]}}, max_concurrent=1, report_every=5,
+    )  # fmt: skip
+    training = loaded.config.training.model_copy(update={"num_workers": 2})
+    result = run_sweep(LoadedConfig(loaded.config.model_copy(update={"training": training})))
+    assert [trial.outcome for trial in result.trials] == ["complete", "stopped", "failed"]
+    assert "not finite" in result.trials[2].problem or "nan" in result.trials[2].problem
+    assert result.trials[0].train_seconds > 0
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
 @pytest.mark.soak
 def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
     sweep_config: SweepConfig, ray_address: str

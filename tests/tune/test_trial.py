@@ -27,7 +27,9 @@ def reporter_in(tmp_path: Path, metric: str) -> TrialReporter:
     sweep = SweepPaths.of(run, "sweep")
     begin_trial(sweep, 0, "id", {RATE: 1e-3})
     paths = TrialPaths.of_trial(run, sweep, 0, "distill")
-    return TrialReporter(sweep, 0, TuneSection(metric=metric), 10, paths, hands_on=False)
+    return TrialReporter(
+        sweep, 0, TuneSection(metric=metric), 10, paths, hands_on=False, tell=lambda *_: None
+    )
 
 
 def test_a_metric_that_no_report_has_is_refused_with_those_there_are(tmp_path: Path) -> None:

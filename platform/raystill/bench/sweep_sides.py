@@ -116,7 +116,7 @@ def _nested_worker(settings: dict[str, Any]) -> None:
     from raystill.train.group import WorkerGroup
     from raystill.train.worker import train_worker
     from raystill.tune.space import plan_params
-    from raystill.tune.trial import build_trial_config
+    from raystill.tune.trial_config import build_trial_config
 
     base = load_config([Path(settings["config"])]).config
     tune = cast(TuneSection, base.tune)

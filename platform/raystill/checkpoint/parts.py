@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from raystill.errors import DataError
 from raystill.run.failpoint import failpoint
 
-TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
+if TYPE_CHECKING:
+    import torch
+
+TensorGroups: TypeAlias = "Mapping[str, Mapping[str, torch.Tensor]]"
 
 
 def part_name(group: str, part: int, num_parts: int) -> str:
@@ -42,6 +43,8 @@ def write_part(directory: Path, tensors: TensorGroups, part: int, num_parts: int
 
     Raises DataError for two names of one tensor: save a tied tensor once.
     """
+    from safetensors.torch import save_file
+
     written = []
     for group, named in tensors.items():
         file = directory / part_name(group, part, num_parts)
@@ -82,6 +85,8 @@ class GroupReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor, on the CPU. Raises DataError where its parts don't fit together."""
+        import torch
+
         parts: list[torch.Tensor] = [stream.get_tensor(name) for stream in self._streams[name]]
         if len(parts) == 1:
             return parts[0]

@@ -21,16 +21,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raystill.checkpoint.finite import require_finite_weights
 from raystill.checkpoint.parts import TensorGroups, load_group, part_names, refuse_shared, write_part
 from raystill.errors import DataError
 from raystill.run.manifest import FileRecord, record_files
 from raystill.run.publish import publish_directory, sha256_file, write_json
+
+if TYPE_CHECKING:  # who only looks for checkpoints needs no torch
+    import torch
 
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA_VERSION = 1
@@ -232,6 +233,8 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
     `verify=False` trusts a path that `latest_valid` has just returned. Raises DataError for a damaged file
     and for model weights that are not finite, naming the tensor.
     """
+    from raystill.checkpoint.finite import require_finite_weights
+
     manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
     tensors = {group: load_group(path, group, manifest.num_parts) for group in manifest.groups}
     require_finite_weights(

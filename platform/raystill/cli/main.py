@@ -22,6 +22,7 @@ from raystill.cli.status_command import status
 from raystill.cli.store_commands import store_app
 from raystill.cli.terminal import LOG, error_json, print_json, print_problems
 from raystill.cli.tune_command import tune
+from raystill.cli.watch_command import watch
 from raystill.errors import EXIT_INTERRUPTED, RaystillError
 from raystill.run.abort import say_aborts
 
@@ -45,6 +46,7 @@ def build_app() -> typer.Typer:
     app.command("plan")(plan)
     app.command("check")(check)
     app.command("status")(status)
+    app.command("watch")(watch)
     for command in (submit, jobs, logs, stop, resume):
         app.command(command.__name__)(command)
     app.add_typer(config_app, name="config")

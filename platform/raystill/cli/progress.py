@@ -32,11 +32,15 @@ class TerminalObserver:
 
     def step_started(self, name: Step, position: int, total: int) -> None:
         """Remember the heading; a step that is complete gets one line in all."""
-        self._label = f"[{position}/{total}] {name}"
-        self._next_line = time.monotonic()
-        self._first = None
+        self.announce(f"[{position}/{total}] {name}")
         if LOG.is_terminal:
             LOG.print(Text(f"{self._label} ...", style="dim"), end="\r")
+
+    def announce(self, label: str) -> None:
+        """Take `label` as the heading of what comes."""
+        self._label = label
+        self._next_line = time.monotonic()
+        self._first = None
 
     def event(self, record: dict[str, Any]) -> None:
         """Show what a stage says while it works."""

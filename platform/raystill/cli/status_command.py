@@ -29,14 +29,10 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Print how far a run is: stages, rows, what was spent and what was reused; and live batches."""
-    from raystill.run.paths import RunPaths
     from raystill.run.status import read_status
     from raystill.teacher.batch_api.overview import list_live_batches
 
-    if run is not None:
-        paths = RunPaths(root=run, store=run / "teacher_store")
-    else:
-        paths = RunPaths.from_config(load_from_options(config, overrides).config)
+    paths = find_run(run, config, overrides)
     found = read_status(paths)
     batches = [batch for store in (paths.store, paths.judge_store) for batch in list_live_batches(store)]
     if as_json:
@@ -44,6 +40,15 @@ def status(
         return
     _print_status(found, _stages_of(paths))
     print_batches(batches)
+
+
+def find_run(run: Path | None, config: ConfigFiles, overrides: Overrides) -> RunPaths:
+    """The paths of the run in a directory, else of the one that a configuration names."""
+    from raystill.run.paths import RunPaths
+
+    if run is not None:
+        return RunPaths(root=run, store=run / "teacher_store")
+    return RunPaths.from_config(load_from_options(config, overrides).config)
 
 
 def _stages_of(paths: RunPaths) -> frozenset[str]:

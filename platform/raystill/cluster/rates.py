@@ -10,11 +10,13 @@ import math
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from raystill.cluster.model_size import count_local_parameters
+from raystill.cluster.workload import estimate_workload
 from raystill.config.schema import Config
-from raystill.run.manifest import Manifest
+from raystill.config.worker_range import worker_range
+from raystill.run.manifest import Manifest, load_manifest
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import write_json
 
@@ -46,32 +48,52 @@ def load_rates(paths: RunPaths) -> dict[str, float]:
         return {}
 
 
+def answer_key(config: Config) -> str:
+    """The entry of how many tokens a teacher's answers have."""
+    teacher = config.teacher.closed or config.teacher.open
+    if teacher is None:
+        return "answer-tokens"
+    return f"answer-tokens/{teacher.model.name}/{teacher.pipeline.max_new_tokens}"
+
+
 def remember_rate(config: Config, paths: RunPaths, manifest: Manifest, device: str) -> None:
-    """Take in how fast a stage was that has just done its work; nothing for one that says too little."""
-    measured = measure(config, manifest)
-    if measured is None:
+    """Take in how fast a stage was that has just done all of its work, and how long answers were."""
+    found: dict[str, float] = {}
+    prepared, generated = (load_manifest(paths.stage_dir(name)) for name in ("prepare", "generate"))
+    measured = measure(config, manifest, estimate_workload(config, prepared, generated).row_tokens)
+    if measured is not None:
+        operations, parameters, seconds = measured
+        machine = machine_name(device, config.cluster.num_cpus or os.cpu_count() or 1)
+        found[rate_key(cast(StageName, manifest.stage), machine, parameters)] = operations / seconds
+    counts = manifest.counts
+    if manifest.stage == "generate" and counts.get("done") and counts.get("completion_tokens"):
+        found[answer_key(config)] = counts["completion_tokens"] / counts["done"]
+    if not found:
         return
-    operations, parameters, seconds = measured
-    stage: Any = manifest.stage
-    key = rate_key(stage, machine_name(device, config.cluster.num_cpus or os.cpu_count() or 1), parameters)
     rates = load_rates(paths)
-    new = operations / seconds
-    rates[key] = new if key not in rates else (1 - _SHARE_OF_NEW) * rates[key] + _SHARE_OF_NEW * new
-    write_json(rates_path(paths), {key: round(value, 1) for key, value in rates.items()})
+    for key, new in found.items():
+        rates[key] = new if key not in rates else (1 - _SHARE_OF_NEW) * rates[key] + _SHARE_OF_NEW * new
+    write_json(rates_path(paths), {key: round(value, 2) for key, value in rates.items()})
 
 
-def measure(config: Config, manifest: Manifest) -> tuple[float, int, float] | None:
-    """Useful operations, parameters and seconds of a finished stage.
+def measure(config: Config, manifest: Manifest, row_tokens: float | None) -> tuple[float, int, float] | None:
+    """Useful operations, parameters and seconds of a finished stage, counted as plans count them.
 
-    Training: 6 per parameter and token; generation: 2 per teacher parameter and completion token. The seconds
-    are those of the whole stage, start-up included, so small stages look slow and plans of them are right.
+    Training: 6 per parameter and token of the rows (`row_tokens` each); generation: 2 per teacher parameter
+    and completion token. The seconds are those of the whole stage, start-up included, so small stages look
+    slow and plans of them are right.
     """
     counts, seconds = manifest.counts, manifest.seconds
     if seconds < _SHORTEST_SECONDS:
         return None
     if manifest.stage in ("sft", "distill"):
-        parameters, tokens = counts.get("parameters", 0), counts.get("tokens_trained", 0)
-        operations = 6.0 * parameters * tokens
+        section = config.train.sft if manifest.stage == "sft" else config.train.distillation
+        if section is None or row_tokens is None:
+            return None
+        parameters = counts.get("parameters", 0)
+        rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
+        rows *= counts.get("steps", 0) * worker_range(config.training)[1]
+        operations = 6.0 * parameters * rows * row_tokens
     elif manifest.stage == "generate" and config.teacher.open is not None:
         tokens = counts.get("completion_tokens", 0) if not counts.get("reused") else 0
         parameters = count_local_parameters(Path(config.teacher.open.model.name).expanduser()) or 0

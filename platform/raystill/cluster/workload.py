@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from raystill.cluster.prompt_sample import PromptSample, sample_prompts
 from raystill.cluster.stored_answers import BYTES_PER_TOKEN, StoredAnswers, count_answers
 from raystill.config.general import PromptSource
 from raystill.config.schema import Config
@@ -31,14 +32,30 @@ class Workload:
     notes: tuple[str, ...]
 
     @property
+    def row_tokens(self) -> float | None:
+        """Tokens of a training row: prompt and completion."""
+        if not self.rows or self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens / self.rows + self.completion_tokens / (self.requests or self.rows)
+
+    @property
     def train_rows(self) -> int | None:
         """Rows that training reads."""
         return None if self.rows is None else self.rows - (self.eval_rows or 0)
 
 
-def estimate_workload(config: Config, prepared: Manifest | None, generated: Manifest | None) -> Workload:
-    """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources."""
+def estimate_workload(
+    config: Config,
+    prepared: Manifest | None,
+    generated: Manifest | None,
+    answer_tokens: float | None = None,
+) -> Workload:
+    """Rows and tokens from the manifests of prepare and generate where they exist, else from the sources.
+
+    `answer_tokens` is how long this teacher's answers were in an earlier run.
+    """
     notes: list[str] = []
+    sample = None if prepared is not None and generated is not None else sample_prompts(config)
     stored = _stored_answers(config, notes) if config.teacher.base.from_store is not None else None
     if prepared is None and config.teacher.base.from_store is not None:
         rows, tokens = (None, None) if stored is None else (stored.rows, stored.prompt_tokens)
@@ -48,7 +65,7 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
         tokens = prepared.metrics.get("prompt_tokens", {}).get("total")
         eval_rows = prepared.counts.get("eval")
     else:
-        rows, tokens = _count_sources(config, notes)
+        rows, tokens = _count_sources(config, notes, sample)
         eval_rows = None
     if eval_rows is None and rows is not None:
         wanted = config.prompts.eval_size
@@ -64,10 +81,23 @@ def estimate_workload(config: Config, prepared: Manifest | None, generated: Mani
         teacher = config.teacher.closed or config.teacher.open
         longest = teacher.pipeline.max_new_tokens if teacher is not None else None
         if longest is not None and requests is not None:
-            completion_tokens = requests * longest // 2
-            notes.append(f"completions are assumed to have half of max_new_tokens ({longest // 2} tokens)")
+            each, why = _guess_answer_tokens(longest, answer_tokens, sample)
+            completion_tokens = round(requests * each)
+            notes.append(why)
     measured = prepared is not None
     return Workload(rows, eval_rows, requests, tokens, completion_tokens, measured, tuple(notes))
+
+
+def _guess_answer_tokens(
+    longest: int, earlier: float | None, sample: PromptSample | None
+) -> tuple[float, str]:
+    """Tokens of an answer, and what that rests on."""
+    if earlier is not None:
+        return earlier, f"completions have {earlier:.1f} tokens, as in an earlier run of this teacher"
+    if sample is not None and sample.answer_tokens is not None:
+        each = min(sample.answer_tokens, longest)
+        return each, f"completions are assumed as long as the sources' references ({each:.0f} tokens)"
+    return longest // 2, f"completions are assumed to have half of max_new_tokens ({longest // 2} tokens)"
 
 
 def count_source(source: PromptSource) -> tuple[int | None, int | None]:
@@ -91,7 +121,9 @@ def count_source(source: PromptSource) -> tuple[int | None, int | None]:
     return rows, size
 
 
-def _count_sources(config: Config, notes: list[str]) -> tuple[int | None, int | None]:
+def _count_sources(
+    config: Config, notes: list[str], sample: PromptSample | None
+) -> tuple[int | None, int | None]:
     counted = [(source.path, *count_source(source)) for source in config.prompts.sources]
     counted += [
         (item.name, *count_source(PromptSource(path=item.external_local_path)))
@@ -105,9 +137,12 @@ def _count_sources(config: Config, notes: list[str]) -> tuple[int | None, int | 
     if not counted or unknown:
         return None, None
     rows = sum(count for _, count, _ in counted if count is not None)
+    notes.append("rows are the sources' lines, before duplicates and bad rows are left out")
+    if sample is not None:
+        notes.append(f"prompts have {sample.prompt_tokens:.0f} tokens, as the sources' first rows")
+        return rows, round(rows * sample.prompt_tokens)
     sizes = [size for _, _, size in counted]
     tokens = None if None in sizes else sum(size for size in sizes if size is not None) // BYTES_PER_TOKEN
-    notes.append("rows are the sources' lines, before duplicates and bad rows are left out")
     if tokens is not None:
         notes.append(f"prompt tokens are the sources' bytes / {BYTES_PER_TOKEN}")
     return rows, tokens

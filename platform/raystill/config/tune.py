@@ -47,11 +47,16 @@ class TunePbt(Section):
 
 
 class TuneResources(Section):
-    """`tune.resources`: what one trial takes; with the machine it decides how many run at once."""
+    """`tune.resources`: what a worker of a trial takes; a trial has `training.num_workers` of them.
 
-    cpus: Count = Field(1, description="CPU cores and threads of a trial.")
+    With the machine they decide how many trials run at once.
+    """
+
+    cpus: Count = Field(1, description="CPU cores and threads of a trial's worker.")
     gpus: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="GPUs of a trial, a share of one allowed; unset: 1 where training uses CUDA."
+        None,
+        description="GPUs of a trial's worker, for trials of one worker a share of one allowed; unset: 1 "
+        "where training uses CUDA.",
     )
 
 

@@ -29,7 +29,7 @@ _TRAINING = (
     "qat",
 )
 _FIXED = {
-    "training.num_workers": "trials run in one process each",
+    "training.num_workers": "all trials take the same resources",
     "train.sft.save_path": "trials would overwrite one another's copies",
     "train.distillation.output_dir": "trials would overwrite one another's copies",
 }
@@ -90,11 +90,19 @@ def _stage(loaded: LoadedConfig, tune: TuneSection) -> Iterator[Problem]:
             loaded.where("train.distillation.teacher.source"),
             "set it to store, or train without a sweep",
         )
-    if worker_range(config.training)[1] > 1:
+    least, most = worker_range(config.training)
+    if least < most:
         yield Problem(
-            f"training.num_workers is {config.training.num_workers}, and a trial runs in one process",
+            f"training.num_workers is {config.training.num_workers}, and a trial's workers don't come and go",
             loaded.where("training.num_workers"),
-            "--set training.num_workers=1 for the sweep",
+            f"--set training.num_workers={least} for the sweep",
+        )
+    gpus = tune.resources.gpus
+    if most > 1 and gpus is not None and 0 < gpus < 1:
+        yield Problem(
+            f"tune.resources.gpus is {gpus:g}, and the {most} workers of a trial can't share a GPU",
+            loaded.where("tune.resources.gpus"),
+            "set it to 1, or training.num_workers: 1",
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raystill.cluster.forecast import Outcome, compare_forecast
 from raystill.config.schema import Config
 from raystill.config.yaml_text import render_config
 from raystill.errors import DataError
@@ -59,6 +60,7 @@ class ReportFacts:
     resolved_config: str = ""
     notes: list[str] = field(default_factory=list)
     curation: dict[str, Any] | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def count(self, stage: StageName, name: str) -> int | None:
         """A count of a complete stage."""
@@ -102,6 +104,7 @@ def load_facts(paths: RunPaths, config: Config) -> ReportFacts:
         resolved_config=_load_resolved(paths, config),
         notes=notes,
         curation=_load_json(paths.curate_report) if "curate" in manifests else None,
+        outcomes=compare_forecast(paths, manifests),
     )
 
 

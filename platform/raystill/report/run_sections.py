@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raystill.report.charts import bar_rows
@@ -33,7 +34,33 @@ def render_time(facts: ReportFacts) -> Html | None:
         "Wall-clock time of the work itself; a complete stage is skipped when the run is started again.",
         tag("div", {"class": "card"}, bar_rows(bars, title="Time per stage")),
         table(["stage", "time", "throughput", "where"], rows, caption="Time and throughput per stage."),
+        _outcome_table(facts),
     )
+
+
+def _outcome_table(facts: ReportFacts) -> Html | None:
+    """What was planned beside what happened."""
+    if not facts.outcomes:
+        return None
+    rows: list[list[Child]] = [
+        [
+            STAGE_LABELS[outcome.stage],
+            *_pair(outcome.expected.seconds, outcome.happened.seconds, format_duration),
+            *_pair(outcome.expected.tokens, outcome.happened.tokens, lambda number: f"{number:,.0f}"),
+            *_pair(outcome.expected.disk_bytes, outcome.happened.disk_bytes, _megabytes),
+        ]
+        for outcome in facts.outcomes
+    ]
+    head = ["stage", "planned time", "time", "planned tokens", "tokens", "planned disk", "disk"]
+    return table(head, rows, caption="The plan that was made before each stage, and what happened.")
+
+
+def _pair(planned: float | None, happened: float | None, show: Callable[[float], str]) -> tuple[Child, Child]:
+    return ("–" if planned is None else show(planned), "–" if happened is None else show(happened))
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:,.1f} MB"
 
 
 def render_export(facts: ReportFacts) -> Html | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raystill.report.build import render_document
 from raystill.report.charts import Line, bar_rows, format_tick, line_chart, stack
+from raystill.report.document import render_document
 from raystill.report.layout import format_duration, section, table, tiles
 from raystill.report.markup import Child, Html, tag
 from raystill.report.parallel import Path as Course

@@ -4,7 +4,8 @@ runs/<name>/
   prompts/            prompts.parquet, rejects.parquet, manifest.json          (prepare)
   teacher_store/      store.json, partitions, commits, rejects                  (generate, score)
   store_locks/        who writes to a store on object storage, which has no locks   (generate, grade)
-  plan/               requests.parquet: what the last generate planned; may be deleted
+  plan/               requests.parquet: what the last generate planned; forecast.json: what stages were
+                      expected to take; may be deleted
   generate/           requests.parquet, teacher.jsonl, manifest.json            (generate)
   score/              manifest.json                                             (score)
   grade/              questions.parquet, scores.parquet, ungraded.parquet, manifest.json (grade)
@@ -80,6 +81,11 @@ class RunPaths:
     def request_plan(self) -> Path:
         """What the last run of generate planned, so that the next one need not render every prompt again."""
         return self.root / "plan" / "requests.parquet"
+
+    @property
+    def forecast(self) -> Path:
+        """What was expected of the stages before they began."""
+        return self.root / "plan" / "forecast.json"
 
     @property
     def store_locks(self) -> Path:

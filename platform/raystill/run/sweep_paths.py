@@ -4,6 +4,7 @@
   sweep.json          what the sweep was begun with
   trials/0007/        trial.json, reports.jsonl, result.json, and the stage's own files (checkpoints, ...)
   examples/           encoded rows, shared by all trials
+  ray/                what Ray Tune notes while the sweep runs
   best/               config.yaml, trial.json, checkpoint/                     (published at the end)
   trials.parquet, trials.csv, report.html
 """
@@ -50,6 +51,10 @@ class SweepPaths:
     @property
     def examples(self) -> Path:
         return self.root / "examples"
+
+    @property
+    def ray(self) -> Path:
+        return self.root / "ray"
 
     @property
     def best(self) -> Path:

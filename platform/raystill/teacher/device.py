@@ -18,15 +18,15 @@ _CPU_BFLOAT16_FROM_BYTES = 4 * 2**30
 def resolve_device(config: Config) -> DeviceType:
     """The device of teacher engines: what `device.type` says, or CUDA where this machine or cluster has it.
 
-    Raises EnvironmentFault when CUDA is asked for and there is none. Before a cluster is joined its GPUs are
-    taken on trust; the stage asks again once it has joined.
+    Raises EnvironmentFault when CUDA is asked for and there is none. A cluster's GPUs are taken on trust: its
+    GPU nodes may all be gone until somebody asks for them, and what can never come is refused by `demand`.
     """
     if config.device.type == "cpu":
         return "cpu"
     if _has_cuda():
         return "cuda"
     if config.device.type == "cuda":
-        if _will_join_cluster(config):
+        if config.cluster.address or os.environ.get("RAY_ADDRESS"):
             return "cuda"
         raise EnvironmentFault(
             "device.type is cuda, but neither this machine nor its Ray cluster has a CUDA device",
@@ -57,12 +57,6 @@ def export_cuda_settings(config: Config) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = config.cuda.allow_tf32
     torch.backends.cudnn.allow_tf32 = config.cuda.allow_tf32
-
-
-def _will_join_cluster(config: Config) -> bool:
-    import ray
-
-    return not ray.is_initialized() and bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _has_cuda() -> bool:

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault
 from raystill.train.settings import Precision, TrainSettings
-
-
-def choose_device_type(config: Config, num_gpus: float) -> Literal["cuda", "cpu"]:
-    """Where training runs, given the cluster's GPUs; `auto` means CUDA where there is one.
-
-    Raises EnvironmentFault if CUDA is asked for and there is none.
-    """
-    if config.device.type == "cpu":
-        return "cpu"
-    if config.device.type == "cuda" and num_gpus < 1:
-        raise EnvironmentFault(
-            "device.type is cuda, and there is no CUDA device",
-            where="device.type",
-            fix="use a machine with an NVIDIA GPU and a CUDA build of PyTorch, or device.type: auto",
-        )
-    return "cuda" if num_gpus >= 1 else "cpu"
 
 
 def choose_num_threads(config: Config, local_workers: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raystill.config.device_type import choose_device_type
 from raystill.config.schema import Config
 from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
@@ -48,8 +49,8 @@ def run_training(
     """Train `stage` on the Ray that is running, and return the first worker's summary.
 
     Where `training.num_workers` is a range, Ray takes as many workers as fit and changes their number as
-    nodes come and go, and a group that lost a worker, or is about to lose a node, is started again as long as
-    it gets on.
+    nodes come and go. There, and on any cluster, a group that lost a worker, or is about to lose a node, is
+    started again as long as it gets on.
 
     Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for, or a
     worker or Ray's controller died.
@@ -66,8 +67,9 @@ def run_training(
         except TrainingFailedError as error:
             fault = translate_failure(error, paths.checkpoints(stage))
             reached = latest_valid(paths.checkpoints(stage)).step or 0
+            stays = least == most and not is_cluster_joined(config)
             can_go_on = isinstance(fault, PreemptionFault) or _own_error(error) is None
-            if least == most or not can_go_on or reached <= lost_at:
+            if stays or not can_go_on or reached <= lost_at:
                 raise fault from error
             lost_at = reached
             with EventLog(paths.run_log, stage) as events:
@@ -82,18 +84,17 @@ def _train_once(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from raystill.train.device import choose_device_type
     from raystill.train.pointers import fresh_attempt, pointer_config
 
     resources = ray.cluster_resources()
-    device = choose_device_type(config, resources.get("GPU", 0.0))
+    joined = is_cluster_joined(config)
+    device = choose_device_type(config, resources.get("GPU", 0.0), can_grow=joined)
     scaling = {"CPU": float(config.training.cpus_per_worker or 1)} | (
         {"GPU": 1.0} if device == "cuda" else {}
     )
     beside = teacher_resources(config, on_gpu=device == "cuda") if stage == "distill" else {}
     require_resources(config, scaling, resources, beside)
     attempts = paths.ray_attempts(stage).absolute()
-    joined = is_cluster_joined(config)
     least, most = worker_range(config.training)
     with _environment(watch_preemption=joined), fresh_attempt(attempts) as name:
         trainer = TorchTrainer(

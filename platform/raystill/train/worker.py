@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -47,10 +48,12 @@ def train_worker(
     restore_latest(run)
     log = StepLog(run)
     saver = CheckpointSaver(run)
+    started = time.monotonic()
     try:
         stop = StopWatch(run, saver, is_preempted)
         run_steps(run, log, saver, reporter, stop, reports_saved=reports_saved)
         saver.finish()
+        loop_seconds = time.monotonic() - started
     except BaseException:
         log.close()
         raise
@@ -58,6 +61,7 @@ def train_worker(
         saver.close()
         run.source.close()
     summary = summarise(run)
+    summary["metrics"]["loop_seconds"] = round(loop_seconds, 3)
     summary["metrics"]["peak_tflops"] = round(log.peak_flops / 1e12, 4)
     if is_sharded(run.state.student.network):
         make_whole(run.state.student.network)

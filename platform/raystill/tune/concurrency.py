@@ -18,8 +18,8 @@ class Concurrency:
     limit: str
 
 
-def trial_resources(tune: TuneSection, device: str) -> dict[str, float]:
-    """What Ray reserves for one trial."""
+def worker_resources(tune: TuneSection, device: str) -> dict[str, float]:
+    """What Ray reserves for each worker of a trial."""
     gpus = tune.resources.gpus
     if gpus is None:
         gpus = 1.0 if device == "cuda" else 0.0
@@ -31,6 +31,7 @@ def choose_concurrency(
 ) -> Concurrency:
     """Trials at once. Raises EnvironmentFault where not even one fits.
 
+    `wanted` is what all workers of a trial take together, nothing where nodes come as trials ask for them.
     `available` counts real cores: a local Ray offers more CPUs than there are.
     """
     limits = {}

@@ -9,34 +9,38 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
+from raystill.cluster.demand import Demand, ask_autoscaler, find_unmet, load_capacity
 from raystill.cluster.ray_session import ray_session
+from raystill.config.device_type import choose_device_type
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.tune import TuneSection
 from raystill.config.tuned_stage import resolve_tuned_stage
-from raystill.errors import ConfigError, DataError
+from raystill.config.worker_range import worker_range
+from raystill.errors import ConfigError, DataError, EnvironmentFault
+from raystill.run.interrupts import install_sigterm, sigterm_interrupts
 from raystill.run.lock import hold_lock
-from raystill.run.paths import RunPaths
+from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import discard_directory, make_directory, write_json
 from raystill.run.stage import Stage, changed_keys, config_slice, load_inputs
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
 from raystill.train.settings import TrainStageName
-from raystill.tune.concurrency import Concurrency, choose_concurrency, trial_resources
+from raystill.tune.concurrency import Concurrency, choose_concurrency, worker_resources
 from raystill.tune.records import TrialRecord, best_trial, load_trials
 from raystill.tune.space import plan_params
+from raystill.tune.warm_up import finish_warm_up, start_warm_up
 
+# How often a trial is started again whose process died, for example with its node.
+_RESTARTS = 1
+_ANSWER_SECONDS = 20.0
 # Answers about a sweep while it runs: its trials as they are on disk.
 Watch = Callable[[list[TrialRecord], Concurrency], None]
 
@@ -122,7 +126,7 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
     sweep = SweepPaths.of(run, tune.name)
     started = time.monotonic()
     load_inputs(stage, config, run)  # a directory that is no run yet gets no files of a sweep
-    with hold_lock(sweep.lock), _sigterm_interrupts():
+    with hold_lock(sweep.lock), sigterm_interrupts():
         _begin(sweep, stage, config, run, fresh)
         before = _count_rows(run)
         earlier = load_trials(sweep)
@@ -198,16 +202,40 @@ def _search(
     with _environment(), ray_session(config):
         import ray
 
-        from raystill.train.device import choose_device_type
-
-        available = dict(ray.cluster_resources())
-        device = choose_device_type(config, available.get("GPU", 0.0))
-        if len(ray.nodes()) == 1:
-            available["CPU"] = min(available.get("CPU", 0.0), float(os.cpu_count() or 1))
-        wanted = trial_resources(tune, device)
+        install_sigterm()  # Ray installs its own handler when it starts
+        available, can_grow = _available()
+        device = choose_device_type(config, available.get("GPU", 0.0), can_grow=can_grow)
+        each = worker_resources(tune, device)
+        workers = worker_range(config.training)[1]
+        wanted = {name: amount * workers for name, amount in each.items()}
+        if can_grow:  # Ray Tune asks for the nodes of all trials that may train at once
+            _require_growth(stage.name, each, workers)
+            wanted = {}
         concurrency = choose_concurrency(tune, wanted, available, planned - done)
-        _fit(config, stage, run, sweep, earlier, wanted, device, concurrency, watch)
+        # On several nodes nobody knows which of them will train, and their processes start side by side.
+        warm = [] if len(ray.nodes()) > 1 or can_grow else start_warm_up(each, concurrency.trials * workers)
+        _fit(config, stage, run, sweep, earlier, each, device, concurrency, watch, warm)
     return concurrency
+
+
+def _available() -> tuple[dict[str, float], bool]:
+    """What the running Ray has, one machine's CPUs counted as its cores; and whether it may grow."""
+    capacity = load_capacity()
+    total = dict(capacity.total)
+    if len(capacity.nodes) == 1 and not capacity.can_grow:
+        total["CPU"] = min(total.get("CPU", 0.0), float(os.cpu_count() or 1))
+    return total, capacity.can_grow
+
+
+def _require_growth(stage: StageName, each: dict[str, float], workers: int) -> None:
+    """Let the autoscaler refuse a trial that no node which it may add could ever hold."""
+    keys = "tune.resources, training.num_workers"
+    demand = Demand(stage, "training worker", workers, workers, each, keys)
+    if find_unmet(demand, load_capacity()) is None:
+        return
+    problem = ask_autoscaler(demand, _ANSWER_SECONDS)
+    if problem is not None:
+        raise EnvironmentFault(problem.what, problem.where, problem.fix)
 
 
 def _fit(  # noqa: PLR0913 - one call, one place
@@ -216,15 +244,16 @@ def _fit(  # noqa: PLR0913 - one call, one place
     run: RunPaths,
     sweep: SweepPaths,
     earlier: list[TrialRecord],
-    wanted: dict[str, float],
+    each: dict[str, float],
     device: str,
     concurrency: Concurrency,
     watch: Watch | None,
+    warm: list[Any],
 ) -> None:
     from ray import tune as ray_tune
 
+    from raystill.tune.entry import SweepJob, run_trial
     from raystill.tune.schedule import SLOT, TrialSource, build_scheduler
-    from raystill.tune.trial import SweepJob, run_trial
     from raystill.tune.watching import TrialWatch
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses logs that nobody asked for
@@ -238,15 +267,20 @@ def _fit(  # noqa: PLR0913 - one call, one place
         sweep=str(sweep.root.absolute()),
         stage=cast(TrainStageName, stage.name),
         device=device,
+        resources=each,
         hands_on=tune.scheduler == "pbt",
     )
     watching = TrialWatch(sweep, run, stage.name, tune, source, concurrency, watch)
     space, search = {}, source if tune.scheduler != "pbt" else None
     if search is None:
         space = {SLOT: ray_tune.grid_search(source.population())}
-    with tempfile.TemporaryDirectory(prefix="raystill-tune-") as storage:
+    workers = worker_range(config.training)[1]
+    # Several workers are actors of the trial, which itself takes nothing then (the empty bundle).
+    held = dict(each) if workers == 1 else ray_tune.PlacementGroupFactory([{}] + [each] * workers)
+    finish_warm_up(warm)
+    with _ray_storage(sweep) as storage:
         ray_tune.Tuner(
-            ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), dict(wanted)),
+            ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), held),
             param_space=space,
             tune_config=ray_tune.TuneConfig(
                 search_alg=search,
@@ -257,13 +291,24 @@ def _fit(  # noqa: PLR0913 - one call, one place
             ),
             run_config=ray_tune.RunConfig(
                 name=tune.name,
-                storage_path=storage,
-                failure_config=ray_tune.FailureConfig(max_failures=1),
+                storage_path=str(storage),
+                failure_config=ray_tune.FailureConfig(max_failures=_RESTARTS),
                 callbacks=[watching],
                 verbose=0,
             ),
         ).fit()
     watching.close()
+
+
+@contextmanager
+def _ray_storage(sweep: SweepPaths) -> Iterator[Path]:
+    """Where Ray Tune keeps its own notes while the sweep runs; on the run's disk, which all nodes see."""
+    discard_directory(sweep.ray)
+    make_directory(sweep.ray)
+    try:
+        yield sweep.ray.absolute()
+    finally:
+        discard_directory(sweep.ray)
 
 
 def _count_rows(run: RunPaths) -> int:
@@ -289,20 +334,3 @@ def _environment() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (as `ray job stop` sends it) ends the sweep like Ctrl-C; trials go on later."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _raise_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

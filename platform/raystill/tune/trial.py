@@ -1,4 +1,4 @@
-"""One trial, in the process that Ray Tune gives it: the same loop, with another place for reports."""
+"""The training of one trial, in the process that Ray Tune gives it: the same loop, reported elsewhere."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import math
 import os
 import shutil
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raystill.checkpoint.store import latest_valid
-from raystill.config.contradictions import find_contradictions
-from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
 from raystill.config.tune import TuneSection
-from raystill.config.tune_contradictions import put_value
-from raystill.errors import ConfigError, DataError, DivergenceError, RaystillError
+from raystill.config.worker_range import worker_range
+from raystill.errors import ConfigError, DataError, DivergenceError
 from raystill.run.paths import RunPaths
 from raystill.run.publish import publish_directory
 from raystill.run.remote import open_place
@@ -27,104 +24,62 @@ from raystill.train.assembly import TrainJob
 from raystill.train.group import WorkerGroup
 from raystill.train.settings import TrainStageName
 from raystill.train.worker import train_worker
-from raystill.tune.records import Report, append_report, change_params, find_trial, finish_trial
+from raystill.tune.entry import SweepJob
+from raystill.tune.records import Report, append_report, change_params
+from raystill.tune.trial_config import build_trial_config
+
+# What Ray Tune is told: values, and the checkpoint that another trial may go on from.
+Tell = Callable[[dict[str, Any], str | None], None]
 
 _POINTER = "checkpoint.json"
-_LONGEST_REASON = 300
 
 
-@dataclass(frozen=True)
-class SweepJob:
-    """What every trial of a sweep needs to know; plain data, so it crosses process boundaries.
-
-    `config` is the whole configuration as JSON; `hands_on` says that trials go on from one another's
-    checkpoints.
-    """
-
-    config: str
-    root: str
-    store: str
-    sweep: str
-    stage: TrainStageName
-    device: str
-    hands_on: bool
-
-
-def run_trial(sampled: dict[str, Any], job: SweepJob) -> None:
-    """Train one trial to its end. What is wrong with it becomes its result, and harms no other trial."""
-    from ray import tune
-
-    sweep = SweepPaths(Path(job.sweep))
-    number = find_trial(sweep, tune.get_context().get_trial_id())
-    started = time.monotonic()
-    try:
-        train_seconds = _train(job, sweep, number, sampled["slot"]["params"])
-    except RaystillError as error:
-        problem = error.what.splitlines()[0][:_LONGEST_REASON]
-        finish_trial(sweep, number, "failed", seconds=time.monotonic() - started, problem=problem)
-        return
-    finish_trial(sweep, number, "complete", seconds=time.monotonic() - started, train_seconds=train_seconds)
-
-
-def build_trial_config(base: Config, stage: TrainStageName, params: dict[str, Any]) -> Config:
-    """The configuration of a trial: the base with its parameters, reports and threads.
-
-    Raises ConfigError where the parameters contradict one another.
-    """
-    assert base.tune is not None
-    plain = apply_params(base, params).model_dump(mode="json")
-    section = plain["train"]["sft" if stage == "sft" else "distillation"]
-    every = report_interval(base, stage)
-    section["save_steps"] = section["logging_steps"] = every
-    if base.tune.metric.startswith("eval/"):
-        section["eval_strategy" if stage == "sft" else "evaluation_strategy"] = "steps"
-    plain["training"]["cpus_per_worker"] = base.tune.resources.cpus
-    return Config.model_validate(plain)
-
-
-def apply_params(base: Config, params: dict[str, Any]) -> Config:
-    """The base configuration with a trial's parameters and without the sweep; ConfigError if they clash."""
-    plain = base.model_copy(update={"tune": None}).model_dump(mode="json")
-    for path, value in params.items():
-        plain = put_value(plain, path, value)
-    config = Config.model_validate(plain)
-    problems = find_contradictions(LoadedConfig(config))
-    if problems:
-        raise ConfigError(problems[0].what, problems[0].where, problems[0].fix, problems=tuple(problems))
-    return config
-
-
-def report_interval(config: Config, stage: TrainStageName) -> int:
-    """Optimizer steps between two reports of a trial."""
-    tune = config.tune or TuneSection()
-    section = config.train.sft if stage == "sft" else config.train.distillation
-    assert section is not None
-    steps = section.steps or config.training.steps
-    if tune.report_every is not None:
-        return tune.report_every
-    return max(1, steps // 10) if steps else section.save_steps or config.training.save_every
-
-
-def _train(job: SweepJob, sweep: SweepPaths, number: int, params: dict[str, Any]) -> float:
-    """Train; returns the seconds that the loop took after everything was loaded."""
+def train_trial(job: SweepJob, sweep: SweepPaths, number: int, params: dict[str, Any]) -> float:
+    """Train; returns the seconds of the steps alone, without what was loaded before them."""
     base = Config.model_validate_json(job.config)
-    assert base.tune is not None
-    run = RunPaths(root=Path(job.root), store=open_place(job.store))
-    paths = TrialPaths.of_trial(run, sweep, number, job.stage)
-    config = build_trial_config(base, job.stage, params)
+    paths = trial_paths(job, sweep, number)
     if job.hands_on:
         _adopt(sweep, number, paths, params, job.stage)
+    most = worker_range(base.training)[1]
+    if most > 1:
+        from raystill.tune.trial_group import train_together
+
+        return train_together(job, number, params, most, tell_tune)
+    return train_alone(job, number, params, WorkerGroup(), tell_tune)
+
+
+def trial_paths(job: SweepJob, sweep: SweepPaths, number: int) -> TrialPaths:
+    """The paths of trial `number`."""
+    run = RunPaths(root=Path(job.root), store=open_place(job.store))
+    return TrialPaths.of_trial(run, sweep, number, job.stage)
+
+
+def train_alone(job: SweepJob, number: int, params: dict[str, Any], group: WorkerGroup, tell: Tell) -> float:
+    """The work of one worker of a trial; the first of the group tells. Returns the seconds of its steps."""
+    base = Config.model_validate_json(job.config)
+    assert base.tune is not None
+    sweep = SweepPaths(Path(job.sweep))
+    paths = trial_paths(job, sweep, number)
+    config = build_trial_config(base, job.stage, params)
     section = config.train.sft if job.stage == "sft" else config.train.distillation
     assert section is not None
-    reporter = TrialReporter(
-        sweep, number, base.tune, section.steps or config.training.steps, paths, hands_on=job.hands_on
-    )
+    total = section.steps or config.training.steps
+    reporter = TrialReporter(sweep, number, base.tune, total, paths, hands_on=job.hands_on, tell=tell)
     device = "cuda:0" if job.device == "cuda" else "cpu"
-    trained = TrainJob(config, paths, job.stage, device, base.tune.resources.cpus)
+    train_job = TrainJob(config, paths, job.stage, device, base.tune.resources.cpus)
+    told = reporter if group.is_first else _Silent()
     # What a trial hands on must be there when Ray Tune hears of it.
-    train_worker(trained, WorkerGroup(0, 1), reporter, reports_saved=job.hands_on)
-    reporter.require_reports()
-    return time.monotonic() - reporter.started
+    summary = train_worker(train_job, group, told, reports_saved=job.hands_on)
+    if group.is_first:
+        reporter.require_reports()
+    return float(summary["metrics"]["loop_seconds"])
+
+
+class _Silent:
+    """The reporter of workers that are not the first."""
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        """Nothing: the first worker reports."""
 
 
 class TrialReporter:
@@ -139,14 +94,15 @@ class TrialReporter:
         paths: TrialPaths,
         *,
         hands_on: bool,
+        tell: Tell,
     ) -> None:
-        """`total_steps` None: known once training says it."""
+        """`total_steps` None: known once training says it. `tell` gets what Ray Tune is to know."""
         self._sweep, self._number, self._tune, self._paths = sweep, number, tune, paths
         self._total_steps = total_steps
         self._hands_on = hands_on
+        self._tell = tell
         self._seen: set[str] = set()
         self._reports = 0
-        self.started = time.monotonic()
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
         """Report the sweep's metric where this step has it. Raises DivergenceError if it isn't finite."""
@@ -160,7 +116,10 @@ class TrialReporter:
         percent = round(100.0 * step / self._total_steps, 3)
         append_report(self._sweep, self._number, Report(step, percent, float(value)))
         self._reports += 1
-        self._send({"step": step, "percent": percent, "score": float(value), "number": self._number})
+        newest = None
+        if self._hands_on:
+            newest = str(latest_valid(self._paths.checkpoints(self._paths.tuned)).path)
+        self._tell({"step": step, "percent": percent, "score": float(value), "number": self._number}, newest)
 
     def require_reports(self) -> None:
         """Raises ConfigError if the whole trial never had the sweep's metric."""
@@ -172,17 +131,18 @@ class TrialReporter:
                 fix="choose one of those",
             )
 
-    def _send(self, values: dict[str, Any]) -> None:
-        from ray import tune
 
-        if not self._hands_on:
-            tune.report(values)
-            return
-        newest = latest_valid(self._paths.checkpoints(self._paths.tuned)).path
-        with tempfile.TemporaryDirectory(prefix="raystill-trial-") as folder:
-            pointer = {"number": self._number, "checkpoint": str(newest)}
-            (Path(folder) / _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
-            tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
+def tell_tune(values: dict[str, Any], checkpoint: str | None) -> None:
+    """Report to Ray Tune, with a pointer to a checkpoint where trials go on from one another's."""
+    from ray import tune
+
+    if checkpoint is None:
+        tune.report(values)
+        return
+    with tempfile.TemporaryDirectory(prefix="raystill-trial-") as folder:
+        pointer = {"number": values["number"], "checkpoint": checkpoint}
+        (Path(folder) / _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+        tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 def _adopt(

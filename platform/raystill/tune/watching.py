@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from raystill.cluster.run_gauges import RunGauges
 from raystill.config.tune import TuneSection
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths, StageName
@@ -42,6 +43,7 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self._next_tidy = 0.0
         self._is_over = False
         self._log = EventLog(sweep.log, "tune")
+        self._gauges = RunGauges(sweep.root.name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes its state away, and the trials on disk are ours."""
@@ -108,6 +110,7 @@ class TrialWatch(Callback):  # type: ignore[misc]
 
     def _show(self) -> list[TrialRecord]:
         records = load_trials(self._sweep)
+        self._gauges.set_trials(len(self._running), [record.outcome for record in records])
         if self._watch is not None:
             self._watch(records, self._concurrency)
         return records

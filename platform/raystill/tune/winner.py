@@ -15,7 +15,7 @@ from raystill.config.yaml_text import render_config
 from raystill.run.publish import publish_directory, publish_file, write_json
 from raystill.run.sweep_paths import SweepPaths
 from raystill.tune.records import TrialRecord
-from raystill.tune.trial import apply_params
+from raystill.tune.trial_config import apply_params
 
 FIXED_COLUMNS = (
     "trial",
