@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raystill.bench import checkpoint_kill
 from raystill.bench.checkpoint import compare
 from raystill.bench.checkpoint_sides import run_ours
 
@@ -26,3 +27,12 @@ def test_our_side_writes_once_and_holds_two_at_most(tmp_path: Path) -> None:
     assert found["written_bytes"] < 1.05 * found["size_bytes"]
     assert found["peak_bytes"] < 2.05 * found["size_bytes"]
     assert 0 <= found["blocked_s"] < 5
+
+
+def test_a_row_for_each_of_our_killed_sides() -> None:
+    sizes = checkpoint_kill.KillSizes()
+    rows = checkpoint_kill.compare(sizes, {"worker": 6.0, "driver": 12.0, "HF Trainer": 8.0})
+    assert [(row.ours, row.ratio, row.met) for row in rows] == [(6.0, 0.75, True), (12.0, 1.5, True)]
+    assert rows[0].case == "worker, killed 10 steps after a save"
+    config = checkpoint_kill.QUICK
+    assert config.steps % config.save_every > 0 and config.rounds == 1

@@ -1,4 +1,5 @@
-"""How long a save keeps training waiting, what it writes, and how much disk it takes, against HF and Ray."""
+"""How long a save keeps training waiting, what it writes, and how much disk it takes, against HF and Ray; and
+how long a killed run takes to its next new step (`checkpoint_kill`)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raystill.bench import checkpoint_kill
+from raystill.bench.checkpoint_kill import KillSizes, measure_kills
 from raystill.bench.own_process import run_in_own_process
 from raystill.bench.result import BenchRow, bench_result
 
@@ -33,7 +36,9 @@ def run_bench(*, quick: bool = False) -> dict[str, Any]:
 
     Raises EnvironmentFault where a side fails.
     """
-    return bench_result("checkpoint", measure(QUICK if quick else Sizes()))
+    rows = measure(QUICK if quick else Sizes())
+    rows += measure_kills(checkpoint_kill.QUICK if quick else KillSizes())
+    return bench_result("checkpoint", rows)
 
 
 def measure(sizes: Sizes) -> list[BenchRow]:

@@ -1,0 +1,160 @@
+"""From kill -9 to the next step that had not been done before: start, resume, and the lost steps once more.
+
+Each side trains about as large a model, saves as often and is killed as late after a save. `worker` is the
+product's loop in a process of its own, `driver` the stage with a Ray that it starts itself, as `raystill run`
+does; the peer is transformers' Trainer with `resume_from_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raystill.bench.result import BenchRow
+from raystill.config.load import load_config
+from raystill.errors import EnvironmentFault
+from raystill.pipeline import run_pipeline
+from raystill.run.paths import RunPaths
+from raystill.train.metrics import iter_metrics
+
+PEER = "HF Trainer"
+_DEMO = Path(__file__).parents[1] / "demo"
+_MODULE = "raystill.bench.checkpoint_kill_sides"
+_LONGEST_SECONDS = 600.0
+_LOOK_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class KillSizes:
+    """Which of our sides are killed, and how often; every `save_every` steps a save, killed after `steps`."""
+
+    sides: tuple[str, ...] = ("worker", "driver")
+    rounds: int = 3
+    save_every: int = 20
+    steps: int = 50
+    width: int = 512
+    prompts: int = 400
+
+
+QUICK = KillSizes(sides=("worker",), rounds=1, save_every=10, steps=15, width=128, prompts=100)
+
+
+def measure_kills(sizes: KillSizes) -> list[BenchRow]:
+    """Medians of the rounds, all sides in turns. Raises EnvironmentFault where a side fails."""
+    found: dict[str, list[float]] = {side: [] for side in (*sizes.sides, PEER)}
+    with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
+        configs = {side: write_config(Path(scratch), side, sizes) for side in found}
+        for side in sizes.sides:
+            run_pipeline(load_config([configs[side]]), until="generate")
+        for _ in range(sizes.rounds):
+            for side, seconds in found.items():
+                seconds.append(_kill_and_go_on(side, configs[side], sizes.steps))
+    return compare(sizes, {side: statistics.median(seconds) for side, seconds in found.items()})
+
+
+def compare(sizes: KillSizes, medians: dict[str, float]) -> list[BenchRow]:
+    """A row for each of our sides; nothing is asked of them but to be printed."""
+    theirs, lost = medians[PEER], sizes.steps % sizes.save_every
+    return [
+        BenchRow(
+            f"{side}, killed {lost} steps after a save", "kill to the next new step, s",
+            medians[side], theirs, PEER, medians[side] / theirs, "printed", True,
+        )
+        for side in sizes.sides
+    ]  # fmt: skip
+
+
+def write_config(directory: Path, side: str, sizes: KillSizes) -> Path:
+    """The configuration of a side's run, as a file in `directory`; the peer reads its shape and steps."""
+    values: dict[str, Any] = {
+        "run": {"name": side.split()[0].lower(), "dir": str(directory / "runs")},
+        "device": {"type": "cpu"},
+        "prompts": {
+            "sources": [{"path": str(_DEMO / "data" / "prompts.jsonl"), "limit": sizes.prompts}],
+            "eval_size": 20,
+        },
+        "teacher": {
+            "engine": "fake",
+            "open": {
+                "model": {"name": str(_DEMO / "teacher"), "bfloat16": False},
+                "pipeline": {"max_new_tokens": 40},
+            },
+            "signals": {"num_logprobs": 20, "capture": "generation"},
+        },
+        "student": {
+            "hidden_size": sizes.width, "intermediate_size": 4 * sizes.width, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
+        },
+        "training": {
+            "max_seq_len": 256, "log_every": 1, "save_every": sizes.save_every,
+            "checkpoint_cleanup": {"min_free_space_gb": 0.0, "max_checkpoints": 1},
+        },
+        # Far more steps than are taken: the milestones lie elsewhere.
+        "train": {
+            "distillation": {
+                "init": "student", "steps": 100_000, "per_device_train_batch_size": 4,
+                "evaluation_strategy": "no",
+            }
+        },
+    }  # fmt: skip
+    path = directory / f"{values['run']['name']}.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def progress_file(config: Path) -> Path:
+    """Where the peer writes a line for every step: {"step": n}, like metrics.jsonl."""
+    return config.with_suffix(".jsonl")
+
+
+def _kill_and_go_on(side: str, config: Path, steps: int) -> float:
+    """Seconds from the kill of a process that took some more `steps` to a step that it had not taken."""
+    paths = RunPaths.from_config(load_config([config]).config)
+    file = progress_file(config) if side == PEER else paths.training_metrics("distill")
+    wanted = _last_step(file) + steps
+    with _started(side, config) as child:
+        _wait_until(lambda: _last_step(file) >= wanted, child)
+    started, done = time.monotonic(), _last_step(file)
+    with _started(side, config) as child:
+        _wait_until(lambda: _last_step(file) > done, child)
+        return time.monotonic() - started
+
+
+def _last_step(file: Path) -> int:
+    return max((int(line["step"]) for line in iter_metrics(file)), default=0)
+
+
+def _wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _LONGEST_SECONDS
+    while not is_so():
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise EnvironmentFault("a side of the benchmark ended, or made no step", where=str(child.args))
+        time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def _started(side: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The side's process, killed at the end with all that it started and that stayed in its group."""
+    environment: dict[str, Any] = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    with config.with_suffix(".log").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, side, str(config)],
+            stdout=log, stderr=log, env=environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield child
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
