@@ -48,8 +48,11 @@ def tracked(tmp_path: Path) -> TrackedRun:
     return TrackedRun(Experiment(name="a", run_name="b"), tmp_path / "record.json", {}, {}, 0)
 
 
-def test_mlflow_holds_metrics_parameters_data_and_the_model(world: Any) -> None:
+def test_mlflow_holds_metrics_parameters_data_and_the_model(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
+    monkeypatch.chdir(world.root)
     from mlflow import MlflowClient
 
     section = {"report_to": "mlflow", "experiment": experiment(world.root)}
@@ -80,6 +83,7 @@ def test_mlflow_holds_metrics_parameters_data_and_the_model(world: Any) -> None:
     ]
     (version,) = client.search_model_versions("name = 'tiny'")
     assert version.run_id == run.info.run_id
+    assert not list(world.root.glob("*.db"))  # nothing but the store that was named
 
 
 def test_tensorboard_events_hold_every_line(world: Any) -> None:

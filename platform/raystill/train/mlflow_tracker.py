@@ -29,13 +29,15 @@ class MlflowTracker:
 
     def start(self, run: TrackedRun) -> None:
         """Continue the run that `record` notes; else open one with its parameters and its data."""
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, set_tracking_uri
 
         uri = run.experiment.set_tracking_uri
         if uri.startswith(_FILE_SCHEME):
             os.environ.setdefault(_ALLOW_FILES, "true")
             Path(run.experiment.path).expanduser().mkdir(parents=True, exist_ok=True)
             uri = Path(uri.removeprefix(_FILE_SCHEME).replace("//", "/")).expanduser().absolute().as_uri()
+        # Registering asks the process's own store, too, which would else be a new mlflow.db where it runs.
+        set_tracking_uri(uri)
         self._client, self._run = MlflowClient(tracking_uri=uri, registry_uri=uri), run
         earlier = _read_record(run.record, uri) if run.first_step > 0 else None
         if earlier is not None:
