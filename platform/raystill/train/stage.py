@@ -209,8 +209,8 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     for note in summary["notes"]:
         if note not in said:
             context.events.emit("warning", message=note)
-    _warn_of_size(context, summary["counts"]["parameters"])
     model = context.paths.model(stage)
+    _warn_of_size(context, model)
     if settings.copy_to is not None:
         copy_model(model, settings.copy_to, overwrite=settings.overwrite_copy)
     return StageResult(
@@ -220,23 +220,30 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     )
 
 
-def _warn_of_size(context: StageContext, parameters: int) -> None:
-    """Say it where the trained model is larger than a local teacher: legal, and rarely meant."""
-    from safetensors import safe_open
-
+def _warn_of_size(context: StageContext, model: Path) -> None:
+    """Say it where the trained model, as it was saved, is larger than a local teacher: rarely meant."""
     if context.config.teacher.open is None:
         return
     name = context.config.teacher.open.model.name
     student = context.config.student
     if resolve_student_init(student) == "base" and student.base_model_name == name:
         context.events.emit("warning", message=f"the student starts from its teacher's own weights ({name})")
-    teacher = 0
-    for path in Path(context.config.teacher.open.model.name).expanduser().glob("*.safetensors"):
-        with safe_open(path, framework="np") as tensors:
-            teacher += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    teacher = _count_saved(Path(context.config.teacher.open.model.name).expanduser())
+    parameters = _count_saved(model)
     if 0 < teacher < parameters:
         text = f"the trained model ({parameters:,} parameters) is larger than its teacher ({teacher:,})"
         context.events.emit("warning", message=text)
+
+
+def _count_saved(directory: Path) -> int:
+    """Numbers in the safetensors files of `directory`."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def progress_fields(record: dict[str, Any]) -> dict[str, Any]:
