@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raystill.config.kd_teacher import ASSISTANT, STUDENT, TEACHER, KdModel
 from raystill.config.schema import Config
 from raystill.config.signal_source import resolve_kd_models
 from raystill.errors import ConfigError, DataError
+from raystill.run.manifest import load_manifest
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenizer_sha256
@@ -36,6 +37,16 @@ class TeacherPlace:
 def locate_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
     """The configured online teachers. Raises ConfigError for a word that this run has no model for."""
     return [_locate(config, paths, model) for model in resolve_kd_models(config)]
+
+
+def foresee_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
+    """The online teachers as far as they are there: the assistant as it is before sft trains it, until then.
+    Raises as `locate_teachers`."""
+    places = locate_teachers(config, paths)
+    if config.assistant is None or load_manifest(paths.stage_dir("sft")) is not None:
+        return places
+    base = config.assistant.model.name
+    return [replace(place, source=base) if place.model.name == ASSISTANT else place for place in places]
 
 
 def _locate(config: Config, paths: RunPaths, model: KdModel) -> TeacherPlace:
