@@ -45,7 +45,7 @@ def test_one_run_goes_from_the_teacher_to_the_student_through_the_assistant(tmp_
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=1200,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "platform")},
     )

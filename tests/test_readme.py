@@ -54,7 +54,7 @@ def test_commands_parse(command: str, tmp_path: Path) -> None:
         words = ["config", "validate", *words[1:]]
     done = subprocess.run(
         [sys.executable, "-m", "raystill.cli.main", *words],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=60,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

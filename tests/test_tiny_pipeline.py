@@ -64,7 +64,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def raystill(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def raystill(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "raystill.cli.main", *arguments],
         capture_output=True, text=True, check=False, timeout=timeout, env=ENVIRONMENT, cwd=ROOT,
@@ -115,7 +115,7 @@ def test_a_second_run_skips_everything_without_ray_or_torch(finished: tuple[Path
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT, cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("complete already") == len(STEPS)
@@ -160,15 +160,15 @@ def test_a_terminated_generation_goes_on_where_it_was(tmp_path: Path) -> None:
     slow = ENVIRONMENT | {"RAYSTILL_FAKE_SECONDS_PER_ROW": "3"}
     paths = RunPaths.from_config(load_config([config]).config)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=slow, cwd=ROOT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(paths.store.rglob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "interrupted" in said and "Traceback" not in said
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT, cwd=ROOT
+        command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     report = verify_store(paths.store)

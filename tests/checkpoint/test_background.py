@@ -50,7 +50,7 @@ def test_the_step_waits_for_the_copy_and_the_next_save_for_the_disk(writer: Back
     disk_done, order = threading.Event(), []
 
     def publish(copies: Any) -> Path:
-        disk_done.wait(60)
+        disk_done.wait(300)
         order.append(float(copies["model"]["w"][0]))
         return Path()
 
@@ -60,12 +60,13 @@ def test_the_step_waits_for_the_copy_and_the_next_save_for_the_disk(writer: Back
     weight += 1
     writer.raise_if_failed()
     assert order == []
-    threading.Timer(0.1, disk_done.set).start()
+    before = writer.blocked_seconds
     started = time.monotonic()
+    threading.Timer(0.1, disk_done.set).start()
     writer.submit({"model": {"w": weight}}, publish)
-    assert order == [0.0] and time.monotonic() - started > 0.05
+    assert order == [0.0] and time.monotonic() - started >= 0.1
     writer.flush()
-    assert order == [0.0, 1.0] and writer.blocked_seconds > 0.05
+    assert order == [0.0, 1.0] and writer.blocked_seconds > before
 
 
 def test_an_error_comes_back_once_and_at_the_next_chance(writer: BackgroundWriter) -> None:
@@ -121,7 +122,7 @@ def test_every_byte_is_written_once(writer: BackgroundWriter, tmp_path: Path) ->
 def test_kill_9_at_every_point_of_a_background_write_leaves_whole_checkpoints(tmp_path: Path) -> None:
     """F16."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=900, check=True
     )
     killed = json.loads(done.stdout)
     assert killed["checkpoint:copied"] == 4 and killed["checkpoint:group_written"] == 8

@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("crash_saver.py")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     directory = tmp_path_factory.mktemp("crash")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(directory)], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, str(SCRIPT), str(directory)], capture_output=True, text=True, timeout=900, check=True
     )
     return directory, json.loads(done.stdout)
 

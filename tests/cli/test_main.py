@@ -32,7 +32,7 @@ def run() -> Run:
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "raystill.cli.main", *arguments],
-            capture_output=True, text=True, check=False, timeout=120,
+            capture_output=True, text=True, check=False, timeout=300,
             env=os.environ | {"PYTHONPATH": str(ROOT / "platform")} | PLAIN | environment,
         )  # fmt: skip
 
@@ -169,7 +169,7 @@ def test_a_plan_and_a_dry_run_touch_nothing(run: Run, good: Path, tmp_path: Path
 def test_planning_and_validating_load_nothing_heavy(command: str, good: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "raystill.cli.main", *command.split(), "--config", good],
-        capture_output=True, text=True, check=True, cwd=good.parent, timeout=120,
+        capture_output=True, text=True, check=True, cwd=good.parent, timeout=300,
     )  # fmt: skip
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "pydantic" in loaded

@@ -174,7 +174,7 @@ def test_a_kill_in_the_middle_leaves_no_half_model_and_a_retry_is_whole(run: Any
     child = subprocess.run(
         [sys.executable, "-c", EXPORT_IN_CHILD, str(file)],
         env={**os.environ, "RAYSTILL_FAILPOINT": "publish_directory:before_rename:1"},
-        capture_output=True, check=False, timeout=300,
+        capture_output=True, check=False, timeout=900,
     )  # fmt: skip
     assert child.returncode == -9, child.stderr.decode()[-3000:]
     assert not run.paths.model("export").exists() and not run.paths.export_verdict.exists()

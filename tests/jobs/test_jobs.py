@@ -33,7 +33,7 @@ def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a job as Ray would: from the repository's root, with the environment of runtime_env.yaml."""
     return subprocess.run(
         [sys.executable, "-P", f"jobs/{name}.py", *arguments],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
         env=os.environ | RUNTIME_ENV["env_vars"] | {"NO_COLOR": "1", "COLUMNS": "110"},
     )  # fmt: skip
 

@@ -28,6 +28,6 @@ threading.Event().wait()
 def test_the_process_ends_with_the_errors_code(prepare: str, said: str) -> None:
     """F3."""
     command = [sys.executable, "-c", PROGRAM.format(prepare=prepare)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 5
     assert done.stdout + done.stderr == said

@@ -17,7 +17,12 @@ for number in range(1, 4):
 def passes(value: str) -> tuple[int, list[str]]:
     environment = {"PATH": "", "RAYSTILL_FAILPOINT": value} | ({"PYTHONPATH": ":".join(sys.path)})
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", CODE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     return done.returncode, done.stdout.split()
 

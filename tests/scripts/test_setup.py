@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def set_up(venv: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", str(ROOT / "scripts" / "setup.sh"), *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"PYTHON": sys.executable, "RAYSTILL_VENV": str(venv)} | environment,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ ROWS = [make_row(i, num_logprobs=None) for i in range(3)] + [make_row(i) for i i
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     directory = tmp_path_factory.mktemp("crash")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(directory)], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, str(SCRIPT), str(directory)], capture_output=True, text=True, timeout=900, check=True
     )
     return directory, json.loads(done.stdout)
 

@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("journal_victim.py")
 
 def test_durable_answers_survive_every_failpoint_once(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=900, check=True
     )
     killed = json.loads(done.stdout)
     assert all(killed.values()), killed

@@ -83,7 +83,7 @@ def test_vllm_serves_the_adapter_as_the_merged_model_writes(world: Any, tmp_path
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
     command = [sys.executable, "-c", VLLM_WITH_ADAPTER, tmp_path / "request.json", tmp_path / "answer.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "answer.json").read_text())
     merged = AutoModelForCausalLM.from_pretrained(paths.model("distill"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raystill.checkpoint.store import (
 )
 from raystill.config.load import load_config
 from raystill.errors import EnvironmentFault
+from raystill.train import saving
 from raystill.train.group import WorkerGroup
 from raystill.train.worker import train_worker
 
@@ -54,6 +56,34 @@ def test_best_pinned_milestones_and_recent_ones_stay(world: Any) -> None:
     assert [line["step"] for line in saves] == list(range(1, 21))
     assert sorted(step for line in saves for step in line["deleted"]) == sorted(set(range(1, 21)) - set(kept))
     assert all(line["num_bytes"] > 0 and line["seconds"] >= 0 and not line["failed"] for line in saves)
+
+
+class FindsSaved:
+    """A reporter that looks for the checkpoint of the step that it hears of."""
+
+    def __init__(self, world: Any, config: Any) -> None:
+        self.directory = world.paths(config).checkpoints("distill")
+        self.found: list[tuple[int, int | None]] = []
+
+    def report(self, step: int, metrics: dict[str, Any]) -> None:
+        self.found.append((step, latest_valid(self.directory).step))
+
+
+def test_who_asks_for_it_hears_of_a_step_once_its_checkpoint_is_there(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = saving.save_checkpoint
+
+    def save_slowly(*arguments: Any, **content: Any) -> Path:
+        time.sleep(0.05)
+        return save(*arguments, **content)
+
+    monkeypatch.setattr(saving, "save_checkpoint", save_slowly)
+    config = world.config()
+    reporter = FindsSaved(world, config)
+    train_worker(world.job(config), WorkerGroup(), reporter, reports_saved=True)
+    assert len(reporter.found) > 3
+    assert all(step == found for step, found in reporter.found)
 
 
 class StopAt:

@@ -21,7 +21,8 @@ from raystill.store.journal_record import (
     scan_segment,
 )
 from raystill.store.journal_segment import delete_segment, read_segment
-from raystill.store.reader import committed_keys, read_part
+from raystill.store.keys import Keys, KeySet
+from raystill.store.reader import read_part, stored_keys
 from raystill.store.records import Reject, TeacherRow
 from raystill.store.rejects import fold_rejects
 from raystill.store.repair import move_aside
@@ -48,22 +49,20 @@ class Compacted:
 def compact_segment(store: TeacherStore, writer: PartWriter, path: Path) -> Compacted:
     """Commit a sealed segment's answers as parts, verify them, then delete it; a damaged one is set aside.
 
-    What an interrupted run has committed already is left out. Memory: the segment and one part. Raises
-    DataError where the segment belongs to another teacher or to a newer program, EnvironmentFault for a full
-    disk: the segment then stays as it is.
+    What an interrupted run has committed already is left out. Memory: the segment, one part, and a few dozen
+    bytes per key of one partition of the store. Raises DataError where the segment belongs to another teacher
+    or to a newer program, EnvironmentFault for a full disk: the segment then stays as it is.
     """
     raw = read_segment(path)
     scan = scan_segment(raw)
     _refuse_foreign(store, path, head_facts(raw, scan))
-    groups: dict[tuple[int, int], dict[str, list[Frame]]] = defaultdict(dict)
+    groups: dict[tuple[int, int], list[Frame]] = defaultdict(list)
     for frame in scan.frames:
         if frame.kind in (ROW, REJECT):
-            partition = partition_of(frame.key, store.num_partitions)
-            groups[frame.kind, partition].setdefault(frame.key, []).append(frame)
+            groups[frame.kind, partition_of(frame.key, store.num_partitions)].append(frame)
     committed = {ROW: 0, REJECT: 0}
-    for (kind, partition), frames in sorted(groups.items()):
-        done = _committed_before(store, partition, path.stem, kind)
-        pending = [same for key, same in frames.items() if key not in done]
+    for kind, partition in sorted(groups):
+        pending = _pending(store, partition, path.stem, groups.pop((kind, partition)))
         for start in range(0, len(pending), _ROWS_PER_PART):
             chunk = pending[start : start + _ROWS_PER_PART]
             read_part(store, _commit(writer, partition, path.stem, kind, chunk, raw))
@@ -85,12 +84,19 @@ def _commit(
     return writer.commit_rows(partition, rows, journal=stem)
 
 
-def _committed_before(store: TeacherStore, partition: int, stem: str, kind: int) -> set[str]:
-    """Keys of the segment that are committed: rows by anyone, rejects by an interrupted run of this."""
-    if kind == ROW:
-        return committed_keys(store, partition)
-    commits = load_commits(store, partition, "rejects")
-    return {key for commit in commits if commit.journal == stem for key in commit.keys}
+def _pending(store: TeacherStore, partition: int, stem: str, frames: list[Frame]) -> list[list[Frame]]:
+    """Frames of one kind by key, without what is committed: rows by anyone, rejects by an interrupted run of
+    this segment."""
+    by_key: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_key.setdefault(frame.key, []).append(frame)
+    if frames[0].kind == ROW:
+        committed = stored_keys(store, partition)
+    else:
+        commits = load_commits(store, partition, "rejects")
+        committed = KeySet.from_packed([each.packed_keys for each in commits if each.journal == stem])
+    is_done = committed.contains(Keys.from_names(by_key))
+    return [same for same, done in zip(by_key.values(), is_done.tolist(), strict=True) if not done]
 
 
 def _retire(store: TeacherStore, path: Path, *, is_damaged: bool) -> Path | None:

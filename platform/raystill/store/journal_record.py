@@ -44,7 +44,7 @@ _PLAIN_FIELDS = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """A whole frame of a segment: its kind, its key as hex, and where its payload lies."""
 

@@ -86,8 +86,7 @@ def build_model(
 def build_student(model: Any, settings: TrainSettings) -> Student:
     """`model` ready to train, in full or with LoRA. Raises ConfigError if it can't train as asked."""
     torch.manual_seed(settings.seed)
-    where = "train.sft.peft.lora" if settings.stage == "sft" else "train.distillation.peft.lora"
-    network = model if settings.lora is None else attach_lora(model, settings.lora, where)
+    network = model if settings.lora is None else attach_lora(model, settings.lora, lora_key(settings.stage))
     if settings.gradient_checkpointing:
         # The reentrant kind needs an input that requires a gradient, and frozen embeddings give none.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,6 +94,11 @@ def build_student(model: Any, settings: TrainSettings) -> Student:
     student = Student(model, network)
     validate_head(student)
     return student
+
+
+def lora_key(stage: TrainStageName) -> str:
+    """The path of a stage's LoRA keys."""
+    return "train.sft.peft.lora" if stage == "sft" else "train.distillation.peft.lora"
 
 
 def require_described(config: Config) -> StudentInit:

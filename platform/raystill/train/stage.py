@@ -163,29 +163,32 @@ def _foresee(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before a teacher is asked, what can be seen without the output of the stages before."""
     from raystill.checkpoint.copies import require_reachable
     from raystill.train.build import load_student_chat
+    from raystill.train.outline import first_stage, require_fitting
+    from raystill.train.teachers.load import foresee_teachers, require_same_tokens
+    from raystill.train.token_match import foresee_tokens
 
-    _require_possible(config, stage)
+    settings = _require_possible(config, stage)
     require_reachable(paths.checkpoint_copies(stage))
-    if not _starts_from_this_run(config, stage):
-        load_student_chat(config, paths, stage)
+    chat = load_student_chat(config, paths, first_stage(config, paths, stage))
+    require_fitting(config, paths, settings, chat)
+    if settings.reads_stored_signals:
+        if load_manifest(paths.stage_dir("generate")) is None:
+            foresee_tokens(config, chat)
+    elif settings.terms.uses_teacher:
+        require_same_tokens(foresee_teachers(config, paths), chat)
 
 
 def _preflight(config: Config, paths: RunPaths, stage: TrainStageName) -> None:
     """Refuse, before anything is written, what training could only fail on later."""
-    from raystill.checkpoint.copies import require_reachable
     from raystill.store.own_answers import require_own_answers
     from raystill.store.store import load_store
     from raystill.train.build import load_student_chat
-    from raystill.train.teachers.load import locate_teachers, require_same_tokens
     from raystill.train.token_match import match_tokenizers
 
-    settings = _require_possible(config, stage)
-    require_reachable(paths.checkpoint_copies(stage))
+    _foresee(config, paths, stage)
     store = load_store(paths.store)
     chat = load_student_chat(config, paths, stage)
-    match_tokenizers(config, store, chat, settings.reads_stored_signals)
-    if stage == "distill" and settings.terms.uses_teacher and settings.source != "store":
-        require_same_tokens(locate_teachers(config, paths), chat)
+    match_tokenizers(config, store, chat, resolve_settings(config, stage).reads_stored_signals)
     require_own_answers(store, paths.requests, load_manifest(paths.stage_dir("generate")))
 
 

@@ -51,6 +51,8 @@ class StopWatch:
         if not is_saved:
             self._saver.save(metrics)
         self._saver.finish()
+        if found == _DISK and run.group.is_first:
+            self._saver.relieve()  # the save in flight may have seen the disk before it was low
         raise (PreemptionFault if found == _PREEMPTED else EnvironmentFault)(
             f"stopped after step {run.state.step}, which is saved: {self._why(found)}",
             where=str(self._checkpoints),

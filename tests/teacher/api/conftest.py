@@ -1,4 +1,4 @@
-"""Makes `asking` importable by the tests beside it: test directories are no packages."""
+"""Makes `asking` and `closed_driver` importable by the tests beside them: test folders are no packages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_SPEC = importlib.util.spec_from_file_location("asking", Path(__file__).with_name("asking.py"))
-assert _SPEC is not None and _SPEC.loader is not None
-_ASKING = importlib.util.module_from_spec(_SPEC)
-sys.modules.setdefault("asking", _ASKING)
-if sys.modules["asking"] is _ASKING:
-    _SPEC.loader.exec_module(_ASKING)
+
+def _make_importable(name: str) -> None:
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+for _name in ("asking", "closed_driver"):
+    _make_importable(_name)

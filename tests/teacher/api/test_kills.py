@@ -6,16 +6,14 @@ The driver's environment holds a key that no file and no output may show.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from closed_driver import IN_FLIGHT, PROBES, UNSYNCED, closed_config, find_workers, spawn, wait_for_answers
 
 from raystill.config.schema import Config
 from raystill.errors import EnvironmentFault
@@ -35,34 +33,13 @@ from raystill.testing.scripted_chat import Capabilities, Latency
 pytestmark = pytest.mark.ray
 DRIVER = Path(__file__).resolve().parents[1] / "killed_driver.py"
 KEY = "canary-7f3a9b-key"
-IN_FLIGHT = 8
-# Answered and not yet durable: a group of the journal, and what waits for the loop.
-UNSYNCED, UNSYNCED_ON_S3 = 64, 256
+PRICES = {"prompt": 1.0, "completion": 2.0}
+# On object storage, answered and not yet durable is also what waits for the loop.
+UNSYNCED_ON_S3 = 256
 
 
-def spawn(config: Config, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(DRIVER), config.model_dump_json()]
-    with log.open("ab") as stream:
-        environment = {**os.environ, "CANARY_KEY": KEY}
-        return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
-
-
-def wait_for_answers(api: ScriptedApi, count: int, driver: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180.0
-    while api.counts.answered < count:
-        assert driver.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            if "ClientWorker" in " ".join(process.cmdline()):
-                return process
-        except psutil.Error:
-            continue
-    raise AssertionError("no worker")
+def command_of(config: Config) -> list[str]:
+    return [sys.executable, str(DRIVER), config.model_dump_json()]
 
 
 def test_kills_cost_what_was_in_flight_and_the_key_is_written_nowhere(
@@ -72,47 +49,34 @@ def test_kills_cost_what_was_in_flight_and_the_key_is_written_nowhere(
     log = tmp_path / "driver.log"
     script = {"capabilities": Capabilities(api_key=KEY), "latency": Latency(0.25)}
     with ScriptedApi(**script) as api:
-        config = Config.model_validate(
-            {
-                "run": {"dir": str(tmp_path / "runs"), "name": "killed"},
-                "teacher": {
-                    "closed": {
-                        "model": {"name": "scripted"},
-                        "endpoint": {"base_url": api.base_url, "api_key_env": "CANARY_KEY"},
-                        "pipeline": {"batch_size": IN_FLIGHT, "max_new_tokens": 40},
-                        "prices": {"prompt": 1.0, "completion": 2.0},
-                    },
-                    "store": {"num_partitions": 2},
-                },
-            }
-        )
+        config = closed_config(tmp_path, "killed", api, api_key_env="CANARY_KEY", prices=PRICES)
         paths = save_prompt_table(config, 300)
-        driver = spawn(config, log)
+        driver = spawn(command_of(config), log, CANARY_KEY=KEY)
         wait_for_answers(api, 80, driver, log)
-        worker = find_worker(driver)
+        workers = find_workers(driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        worker.kill()
-        psutil.wait_procs([worker], timeout=60)
+        for worker in workers:
+            worker.kill()
+        assert psutil.wait_procs(workers, timeout=300)[1] == []
         answered = api.counts.answered
         store = load_store(paths.store)
         assert dead_journals(store)
         recover_journals(store)
         kept = {row.key for row in load_rows(store)}
-        probes = 5
-        assert answered - probes - len(kept) <= IN_FLIGHT + UNSYNCED
+        assert answered - PROBES - len(kept) <= IN_FLIGHT + UNSYNCED
 
-        driver = spawn(config, log)
+        driver = spawn(command_of(config), log, CANARY_KEY=KEY)
         wait_for_answers(api, answered + 60, driver, log)
-        find_worker(driver).kill()
-        assert driver.wait(timeout=240) == 0, log.read_text()[-3000:]
+        find_workers(driver)[0].kill()
+        assert driver.wait(timeout=600) == 0, log.read_text()[-3000:]
         most_asked = api.counts.as_json()["most_asked"]
         requests = api.counts.requests
     rows = load_rows(store)
     assert len({row.key for row in rows}) == len(rows) == 300
     assert kept <= {row.key for row in rows}
     assert all(answers_messages(json.loads(row.messages), row.completion) for row in rows)
-    assert requests <= 300 + 2 * probes + 2 * (IN_FLIGHT + UNSYNCED)
+    assert requests <= 300 + 2 * PROBES + 2 * (IN_FLIGHT + UNSYNCED)
     assert most_asked <= 3
     for path in [log, *tmp_path.rglob("*")]:
         if path.is_file():
@@ -125,24 +89,11 @@ def test_on_object_storage_a_killed_worker_loses_nothing_either(
     """F2."""
     log, number = tmp_path / "driver.log", 200
     with object_storage() as bucket, ScriptedApi(latency=Latency(0.25)) as api:
-        config = Config.model_validate(
-            {
-                "run": {"dir": str(tmp_path / "runs"), "name": "remote"},
-                "teacher": {
-                    "closed": {
-                        "model": {"name": "scripted"},
-                        "endpoint": {"base_url": api.base_url, "api_key_env": None},
-                        "pipeline": {"batch_size": IN_FLIGHT, "max_new_tokens": 40},
-                        "prices": {"prompt": 1.0, "completion": 2.0},
-                    },
-                    "store": {"path": f"{bucket}/killed", "num_partitions": 2},
-                },
-            }
-        )
+        config = closed_config(tmp_path, "remote", api, prices=PRICES, path=f"{bucket}/killed")
         paths = save_prompt_table(config, number)
-        driver = spawn(config, log)
+        driver = spawn(command_of(config), log, CANARY_KEY=KEY)
         wait_for_answers(api, 60, driver, log)
-        find_worker(driver).kill()
+        find_workers(driver)[0].kill()
         store = load_store(paths.store)
         with pytest.raises(EnvironmentFault, match="another run's answers"):
             claim_store(store, tmp_path / "other_run")

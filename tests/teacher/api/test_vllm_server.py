@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,20 +23,19 @@ from raystill.store.reader import load_rows
 from raystill.store.selfcheck import check_rows
 from raystill.store.store import load_store
 from raystill.teacher.generate_stage import GENERATE_STAGE
+from raystill.testing.ports import find_port
 from raystill.text.chat import load_chat_format
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
 DEMO_TEACHER = Path(raystill.demo.__file__).parent / "teacher"
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a vLLM server on loopback."""
     pytest.importorskip("vllm")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = find_port()
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(DEMO_TEACHER),
@@ -53,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -64,7 +62,7 @@ def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> Non
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-3000:]
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            urllib.request.urlopen(url, timeout=10).close()
         except (OSError, urllib.error.URLError):
             time.sleep(1.0)
         else:

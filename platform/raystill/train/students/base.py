@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,18 @@ def load_causal_lm(name: str, attention: str, save_path: str | None = None, **op
     return model
 
 
+def load_model_config(name: str, save_path: str | None = None) -> Any:
+    """A checkpoint's transformers config. Raises as `load_causal_lm`."""
+    from transformers import AutoConfig
+
+    source = str(Path(name).expanduser()) if is_local_name(name) else name
+    try:
+        return AutoConfig.from_pretrained(source, cache_dir=save_path)
+    except (OSError, ValueError) as error:
+        refuse_pickle(name)
+        raise _unloadable(name, error) from error
+
+
 def refuse_pickle(name: str) -> None:
     """Raise DataError for a local checkpoint that has weights as pickles only; a hub's is seen on loading."""
     if not is_local_name(name):
@@ -68,7 +82,7 @@ def load_base_student(student: StudentSection, attention: str) -> Any:
     """The student's base as it is. Raises ConfigError where a key asks for another shape than its own."""
     assert student.base_model_name is not None
     model = load_causal_lm(student.base_model_name, attention)
-    _refuse_other_architecture(student, model.config.get_text_config())
+    refuse_other_architecture(student, model.config.get_text_config())
     limit_context(model.config.get_text_config(), student)
     return model
 
@@ -97,15 +111,27 @@ def rotary_base(config: Any) -> float | None:
 def merge_adapter(model: Any, directory: str) -> Any:
     """`model` with a PEFT adapter merged into it. Raises DataError if the adapter isn't one, or of another
     model."""
+    with _blaming_adapter(directory):
+        return attach_adapter(model, directory).merge_and_unload()
+
+
+def attach_adapter(model: Any, directory: str, **options: Any) -> Any:
+    """`model` in a PEFT wrapper with the adapter that `directory` holds; `options` go to PEFT. Raises as
+    `merge_adapter`."""
     from peft import PeftModel
 
-    path = Path(directory).expanduser()
+    with _blaming_adapter(directory):
+        return PeftModel.from_pretrained(model, Path(directory).expanduser(), **options)
+
+
+@contextmanager
+def _blaming_adapter(directory: str) -> Iterator[None]:
     try:
-        return PeftModel.from_pretrained(model, path).merge_and_unload()
+        yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(
             f"the adapter can't be merged into the base: {first_line(error)}",
-            where=str(path),
+            where=str(Path(directory).expanduser()),
             fix="give the directory of a PEFT adapter (adapter_config.json and adapter_model.safetensors) "
             "that was trained on student.base_model_name",
         ) from error
@@ -131,7 +157,8 @@ def _unloadable(name: str, error: Exception) -> DataError | RemoteError:
     )
 
 
-def _refuse_other_architecture(student: StudentSection, base: Any) -> None:
+def refuse_other_architecture(student: StudentSection, base: Any) -> None:
+    """Raise ConfigError where a key asks for another shape than that of `base`, a text config."""
     own = {key: getattr(base, key, None) for key in _DECIDED} | {"rope_theta": rotary_base(base)}
     if own["head_dim"] is None:
         own["head_dim"] = base.hidden_size // base.num_attention_heads

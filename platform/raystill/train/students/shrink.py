@@ -54,7 +54,7 @@ def build_shrunk(base: Any, student: StudentSection, attention: str) -> Any:
 
     own = base_shape(base)
     wanted = wanted_shape(own, student, base.config)
-    config = _shrunk_config(base.config, wanted, student)
+    config = _cut_config(base.config, wanted, student)
     weights = shrink_weights(dict(base.state_dict()), own, wanted)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     if not config.tie_word_embeddings and "lm_head.weight" not in weights:
@@ -63,9 +63,17 @@ def build_shrunk(base: Any, student: StudentSection, attention: str) -> Any:
     return model
 
 
+def shrunk_config(config: Any, student: StudentSection) -> Any:
+    """A base's transformers config cut to the student's keys. Raises as `build_shrunk`."""
+    return _cut_config(config, wanted_shape(_shape_of(config), student, config), student)
+
+
 def base_shape(base: Any) -> Shape:
     """The sizes of a loaded model. Raises ConfigError for a family that can't be cut."""
-    config = base.config
+    return _shape_of(base.config)
+
+
+def _shape_of(config: Any) -> Shape:
     if config.model_type not in _FAMILIES:
         raise ConfigError(
             f"a {config.model_type} model can't be shrunk: which of its weights belong together isn't known",
@@ -290,7 +298,7 @@ def _fixed(config: Any) -> dict[str, Any]:
     }
 
 
-def _shrunk_config(base: Any, shape: Shape, student: StudentSection) -> Any:
+def _cut_config(base: Any, shape: Shape, student: StudentSection) -> Any:
     config = copy.deepcopy(base)
     config.num_hidden_layers = shape.layers
     config.hidden_size = shape.channels

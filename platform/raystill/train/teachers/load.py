@@ -14,6 +14,7 @@ from raystill.config.models import Quantization
 from raystill.config.schema import Config
 from raystill.config.signal_source import resolve_kd_models
 from raystill.errors import ConfigError, DataError
+from raystill.run.manifest import load_manifest
 from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenizer_sha256
@@ -44,6 +45,16 @@ def locate_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
     given = config.assistant.quantization if config.assistant else None
     given = given or Quantization(load_in_4bit=True)
     return [replace(place, quantization=given) if place.model.weights == "4bit" else place for place in found]
+
+
+def foresee_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
+    """The online teachers as far as they are there: the assistant as it is before sft trains it, until then.
+    Raises as `locate_teachers`."""
+    places = locate_teachers(config, paths)
+    if config.assistant is None or load_manifest(paths.stage_dir("sft")) is not None:
+        return places
+    base = config.assistant.model.name
+    return [replace(place, source=base) if place.model.name == ASSISTANT else place for place in places]
 
 
 def _locate(config: Config, paths: RunPaths, model: KdModel) -> TeacherPlace:
