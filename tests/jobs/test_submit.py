@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,22 +18,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from raystill.checkpoint.store import latest_valid
 from raystill.run.manifest import Manifest, load_manifest, save_manifest
+from raystill.testing.scripted_api import ScriptedApi
 from raystill.train.metrics import iter_metrics
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "a" * 64
+KEY = "canary-51c0ffee-key"
+DEMO_TEACHER = ROOT / "platform" / "raystill" / "demo" / "teacher"
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": TOKEN,
+    "CANARY_KEY": KEY,
     "NO_COLOR": "1",
     "PYTHONPATH": str(ROOT / "platform"),
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -46,28 +52,34 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
+def session() -> Iterator[Path]:
+    """Where the cluster's Ray writes."""
+    with tempfile.TemporaryDirectory(prefix="rsj-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def dashboard(session: Path) -> Iterator[str]:
     """The address of the job server of a one-node cluster."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="rsj-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
-             f"--temp-dir={folder}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-             "--object-store-memory=100000000",
-             f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
-             "--node-ip-address=127.0.0.1"],
-            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+         f"--temp-dir={session}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+         "--object-store-memory=100000000",
+         f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+         "--node-ip-address=127.0.0.1"],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        head.send_signal(signal.SIGTERM)
         try:
-            wait_for(port)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            head.send_signal(signal.SIGTERM)
-            try:
-                head.wait(timeout=120)
-            except subprocess.TimeoutExpired:
-                head.kill()
-                head.wait()
+            head.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            head.kill()
+            head.wait()
 
 
 def wait_for(port: int) -> None:
@@ -167,13 +179,19 @@ def write_training_job(root: Path) -> tuple[Path, Any]:
         save_manifest(paths.stage_dir(stage), Manifest(stage=stage, fingerprint=stage, config={}, inputs={}))
     paths.run_log.parent.mkdir(parents=True, exist_ok=True)
     paths.run_log.touch()  # a directory without any of its own files is not taken for a run's
+    folder = write_submission(root)
+    (folder / "endless.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return folder, paths
+
+
+def write_submission(root: Path) -> Path:
+    """A folder to submit from: the documented environment, with this repository's code instead of a copy."""
     folder = root / "submitted"
     (folder / "cluster").mkdir(parents=True)
-    (folder / "endless.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
     environment = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text(encoding="utf-8"))
     environment["env_vars"]["PYTHONPATH"] = str(ROOT / "platform")
     (folder / "cluster" / "runtime_env.yaml").write_text(yaml.safe_dump(environment))
-    return folder, paths
+    return folder
 
 
 @pytest.mark.soak  # a minute: a job that trains, twice
@@ -205,3 +223,98 @@ def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
     again = raystill("stop", second, "--address", dashboard, cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (latest_valid(checkpoints).step or 0) > saved.step
+
+
+def canary_config(root: Path, base_url: str) -> dict[str, Any]:
+    """A closed teacher whose key every process has in its environment, and a tiny student."""
+    return {
+        "run": {"name": "canary", "dir": str(root / "runs")},
+        "device": {"type": "cpu"},
+        "prompts": {
+            "sources": [{"path": str(DEMO_TEACHER.parent / "data" / "prompts.jsonl"), "limit": 60}],
+            "eval_size": 10,
+        },
+        "teacher": {
+            "closed": {
+                "model": {"name": "scripted"},
+                "endpoint": {"base_url": base_url, "api_key_env": "CANARY_KEY"},
+                "pipeline": {"max_new_tokens": 16},
+            },
+            "store": {"num_partitions": 2},
+            "signals": {"num_logprobs": 0},
+        },
+        "student": {
+            "tokenizer": str(DEMO_TEACHER), "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        },
+        "training": {"steps": 4, "max_seq_len": 256, "checkpoint_cleanup": {"min_free_space_gb": 0.0}},
+        # So little that it still says something: a model that says nothing is refused.
+        "train": {"sft": {"per_device_train_batch_size": 4, "learning_rate": 1.0e-9}},
+    }  # fmt: skip
+
+
+def fetch(dashboard: str, path: str) -> bytes:
+    request = urllib.request.Request(f"{dashboard}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return bytes(reply.read())
+    except urllib.error.HTTPError as refused:  # a list that this Ray can't make; what it says counts as well
+        return bytes(refused.read())
+
+
+def holding_files(*roots: Path) -> list[str]:
+    """Files below `roots` that hold the key."""
+    found = []
+    for path in (path for root in roots for path in root.rglob("*") if path.is_file()):
+        with contextlib.suppress(OSError):
+            if KEY.encode() in path.read_bytes():
+                found.append(str(path))
+    return found
+
+
+def arguments_of_processes() -> set[str]:
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.add(" ".join(process.cmdline()))
+    return found
+
+
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_the_key_of_a_closed_teacher_is_written_nowhere(
+    dashboard: str, session: Path, tmp_path: Path, trains: bool
+) -> None:
+    """Not on a terminal, in a log, in Ray's session, API or arguments, nor in anything that a run leaves."""
+    seen: set[str] = set()
+    with ScriptedApi() as api:
+        folder = write_submission(tmp_path)
+        config = canary_config(tmp_path, api.base_url)
+        if not trains:
+            del config["train"]
+        (folder / "canary.yaml").write_text(yaml.safe_dump(config))
+        line = [sys.executable, "-P", "-m", "raystill.cli.main", "submit", "run", "--config", "canary.yaml"]
+        line += ["--address", dashboard]
+        with (tmp_path / "printed").open("wb") as printed:
+            job = subprocess.Popen(
+                line, cwd=folder, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT / "platform")}, stdout=printed,
+                stderr=printed,
+            )  # fmt: skip
+            while job.poll() is None:
+                seen |= arguments_of_processes()
+                time.sleep(0.5)
+        assert job.returncode == 0, (tmp_path / "printed").read_text()
+        assert api.counts.answered >= 60
+    run = tmp_path / "runs" / "canary"
+    assert load_manifest(run / "generate") is not None
+    if trains:
+        assert (run / "report.html").exists() and any(run.rglob("*.safetensors"))
+    name = json.loads(raystill("jobs", "--address", dashboard, "--json").stdout)["jobs"][-1]["submission_id"]
+    lists = ("actors", "tasks", "workers", "nodes", "jobs", "objects", "placement_groups", "runtime_envs")
+    pages = [f"/api/v0/{kind}?detail=1" for kind in lists]
+    pages += ["/api/jobs/", f"/api/jobs/{name}", f"/api/jobs/{name}/logs", "/nodes?view=details"]
+    assert "canary" in fetch(dashboard, "/api/jobs/").decode()
+    assert '"result":true' in fetch(dashboard, "/api/v0/actors?detail=1").decode().replace(" ", "")
+    assert [page for page in pages if KEY.encode() in fetch(dashboard, page)] == []
+    assert any("raystill" in words for words in seen) and not [words for words in seen if KEY in words]
+    assert holding_files(tmp_path, session) == []
