@@ -24,6 +24,7 @@ import yaml
 
 from raystill.checkpoint.store import latest_valid
 from raystill.run.manifest import Manifest, load_manifest, save_manifest
+from raystill.testing.ports import find_port
 from raystill.testing.scripted_api import ScriptedApi
 from raystill.train.metrics import iter_metrics
 
@@ -45,12 +46,6 @@ ENVIRONMENT = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def session() -> Iterator[Path]:
     """Where the cluster's Ray writes."""
@@ -61,12 +56,12 @@ def session() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def dashboard(session: Path) -> Iterator[str]:
     """The address of the job server of a one-node cluster."""
-    port = free_port()
+    port = find_port()
     head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={find_port()}",
          f"--temp-dir={session}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
          "--object-store-memory=100000000",
-         f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+         f"--ray-client-server-port={find_port()}", f"--dashboard-agent-listen-port={find_port()}",
          "--node-ip-address=127.0.0.1"],
         env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -83,7 +78,7 @@ def dashboard(session: Path) -> Iterator[str]:
 
 
 def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -95,7 +90,7 @@ def wait_for(port: int) -> None:
 def raystill(*arguments: str, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "raystill.cli.main", *arguments],
-        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT | changes, cwd=cwd,
+        capture_output=True, text=True, check=False, timeout=600, env=ENVIRONMENT | changes, cwd=cwd,
     )  # fmt: skip
 
 
@@ -143,14 +138,14 @@ def test_the_documented_line_of_a_job_file_works(dashboard: str, tmp_path: Path)
     done = subprocess.run(
         [RAY, "job", "submit", "--address", dashboard, "--working-dir", ".",
          "--runtime-env", "cluster/runtime_env.yaml", "--", *job, "--set", f"run.dir={tmp_path}"],
-        capture_output=True, text=True, check=False, timeout=180, env=ENVIRONMENT, cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=600, env=ENVIRONMENT, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_manifest(tmp_path / "demo" / "prompts") is not None
 
 
 def wait_until(reached: Callable[[], bool], dashboard: str, folder: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while not reached():
         if time.monotonic() > deadline:
             raise TimeoutError(raystill("logs", "endless", "--address", dashboard, cwd=folder).stdout)

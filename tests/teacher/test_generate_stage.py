@@ -217,16 +217,16 @@ class TestOnOneRay:
         """F3: with the raylet of a Ray that the driver has started."""
         config = make_config()
         paths = save_prompt_table(config, 600)
-        driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "0.8"})
+        driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "2"})
         before = wait_for_rows(paths, 1, driver)
         family = psutil.Process(driver.pid).children(recursive=True)
         (raylet,) = [process for process in family if process.name() == "raylet"]
         raylet.kill()
-        code = driver.wait(timeout=120)
+        code = driver.wait(timeout=300)
         said = (Path(config.run.dir) / "driver.log").read_text()
         assert code == RemoteError.exit_code, said[-4000:]
         assert "Ray died: its process raylet" in said and "run the same command again" in said
-        assert psutil.wait_procs(family, timeout=120)[1] == []
+        assert psutil.wait_procs(family, timeout=300)[1] == []
         manifest = run_generate(config).manifest
         assert manifest.counts["done"] == 600 and manifest.counts["reused"] >= len(before)
         report = verify_store(paths.store)
@@ -246,7 +246,7 @@ def spawn_driver(config: Config, **environment: str) -> subprocess.Popen[bytes]:
 
 def wait_for_rows(paths: RunPaths, number: int, driver: subprocess.Popen[bytes]) -> set[str]:
     """Wait until `number` rows are committed, while the driver lives; returns their keys."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert driver.poll() is None, "the driver ended before it could be killed"
         if (paths.store / "store.json").exists():
@@ -255,12 +255,12 @@ def wait_for_rows(paths: RunPaths, number: int, driver: subprocess.Popen[bytes])
             if len(keys) >= number:
                 return keys
         time.sleep(0.1)
-    raise AssertionError("no rows in two minutes")
+    raise AssertionError("no rows in five minutes")
 
 
 def find_worker(driver: subprocess.Popen[bytes]) -> psutil.Process:
     """The actor's process; Ray puts the actor's class into its title while it works."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for process in psutil.Process(driver.pid).children(recursive=True):
             try:
@@ -277,23 +277,22 @@ def test_a_killed_driver_and_a_killed_worker_lose_and_repeat_nothing(
     """F1, F2: of an open teacher."""
     config = make_config()
     paths = save_prompt_table(config, 600)
-    slow = {SECONDS_PER_ROW_VARIABLE: "0.8"}
-
-    driver = spawn_driver(config, **slow)
+    # Nothing may be complete before the kills: the first has 40 s for that, the second 15.
+    driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "2"})
     before = wait_for_rows(paths, 1, driver)
     worker = find_worker(driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     # Its Ray outlives it by seconds, in which the worker may still commit.
-    assert psutil.wait_procs([worker], timeout=60)[1] == []
+    assert psutil.wait_procs([worker], timeout=300)[1] == []
     deaths = {row.key: row.seconds for row in load_rows(load_store(paths.store))}
     assert before <= deaths.keys()
     assert len(deaths) < 600
 
-    driver = spawn_driver(config, **slow)
+    driver = spawn_driver(config, **{SECONDS_PER_ROW_VARIABLE: "0.8"})
     wait_for_rows(paths, len(deaths) + 1, driver)
     find_worker(driver).kill()
-    assert driver.wait(timeout=180) == 0, (Path(config.run.dir) / "driver.log").read_text()[-4000:]
+    assert driver.wait(timeout=600) == 0, (Path(config.run.dir) / "driver.log").read_text()[-4000:]
 
     store = load_store(paths.store)
     keys = all_keys(store)

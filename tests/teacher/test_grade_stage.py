@@ -69,7 +69,7 @@ def config_with(tmp_path: Path, grade: dict[str, Any], **curate: Any) -> Config:
 
 
 def closed(base_url: str, **more: Any) -> dict[str, Any]:
-    endpoint = {"base_url": base_url, "api_key_env": None, "request_timeout_s": 5}
+    endpoint = {"base_url": base_url, "api_key_env": None, "request_timeout_s": 60}
     return {"model": {"name": "scripted"}, "endpoint": endpoint, "pipeline": {"batch_size": 8}, **more}
 
 

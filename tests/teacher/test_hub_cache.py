@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from raystill.config.schema import Config
 from raystill.config.teacher import OpenModel
 from raystill.teacher.identify import engine_notes, identify_teacher
 from raystill.teacher.model_files import check_model_files
+from raystill.testing.ports import find_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # From the prompts to the teacher's identity: all that a run asks the hub for.
@@ -44,13 +44,6 @@ def hub_cache(tmp_path: Path, teacher_dir: Path) -> Path:
     return tmp_path / "hub"
 
 
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def test_with_everything_in_the_cache_no_network_is_needed(hub_cache: Path, tmp_path: Path) -> None:
     """F38."""
     prompts = tmp_path / "prompts.jsonl"
@@ -62,11 +55,11 @@ def test_with_everything_in_the_cache_no_network_is_needed(hub_cache: Path, tmp_
     }
     environment = os.environ | {
         "HF_HUB_CACHE": str(hub_cache),
-        "HF_ENDPOINT": f"http://127.0.0.1:{closed_port()}",
+        "HF_ENDPOINT": f"http://127.0.0.1:{find_port()}",
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(config)],
-        capture_output=True, text=True, check=False, timeout=240, env=environment,
+        capture_output=True, text=True, check=False, timeout=600, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

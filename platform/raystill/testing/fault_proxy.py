@@ -29,7 +29,7 @@ _HOP_BY_HOP = frozenset(
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "transfer-encoding"}
 )
 _HANG_SECONDS = 3600.0
-_REORDER_SECONDS = 0.5
+_REORDER_SECONDS, _HEAD_START_SECONDS = 0.5, 0.2
 
 
 class FaultyUpstream:
@@ -77,17 +77,28 @@ class FaultyUpstream:
         return web.json_response(self.stats)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        fault, request["arrival"] = None, next(self._arrivals)
+        fault, arrival = None, next(self._arrivals)
         if request.path.startswith(self._paths):
             self._number += 1
             fault = self._plan.of_request(self._number)
         body = await request.read()
         if fault is None:
-            return await self._forward(request, body)
+            return await self._pass_on(request, body, arrival)
         self._done[fault.kind] += 1
         if fault.kind in NOT_FORWARDED:
             return await self._refuse(request, fault)
-        return await self._spoil(request, body, fault)
+        return await self._spoil(request, body, fault, arrival)
+
+    async def _pass_on(self, request: web.Request, body: bytes, arrival: int) -> web.Response:
+        """Answer a request, and let go of those before it once the answer is on its way."""
+        response = await self._forward(request, body)
+        with contextlib.suppress(ConnectionResetError):  # the client has left
+            await response.prepare(request)
+            await response.write_eof()
+        self._newest_answered = max(self._newest_answered, arrival)
+        self._answered.set()
+        self._answered = asyncio.Event()
+        return response
 
     async def _refuse(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.kind == "reset":
@@ -102,7 +113,9 @@ class FaultyUpstream:
             content_type="application/json",
         )
 
-    async def _spoil(self, request: web.Request, body: bytes, fault: Fault) -> web.StreamResponse:
+    async def _spoil(
+        self, request: web.Request, body: bytes, fault: Fault, arrival: int
+    ) -> web.StreamResponse:
         if fault.kind == "latency":
             await asyncio.sleep(float(fault.argument or 1.0))
         if fault.kind == "duplicate" and request.method == "POST":
@@ -116,7 +129,7 @@ class FaultyUpstream:
         if fault.kind == "slow":
             return await _send_slowly(request, response, content, float(fault.argument or 0.2))
         if fault.kind == "reorder":
-            await self._let_another_pass(request, float(fault.argument or _REORDER_SECONDS))
+            await self._let_another_pass(arrival, float(fault.argument or _REORDER_SECONDS))
         changed = mangled(fault.kind, content)
         if changed is not None:
             response.body = changed
@@ -124,12 +137,13 @@ class FaultyUpstream:
                 response.content_type = "text/html"
         return response
 
-    async def _let_another_pass(self, request: web.Request, seconds: float) -> None:
+    async def _let_another_pass(self, arrival: int, seconds: float) -> None:
         """Hold an answer back until a later request has got its own, or for so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._newest_answered <= request["arrival"]:
+                while self._newest_answered <= arrival:
                     await self._answered.wait()
+                await asyncio.sleep(_HEAD_START_SECONDS)  # the later answer is read first, too
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -141,9 +155,6 @@ class FaultyUpstream:
             ) as answer:
                 content = await answer.read()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
-                self._newest_answered = max(self._newest_answered, request["arrival"])
-                self._answered.set()
-                self._answered = asyncio.Event()
                 return web.Response(body=content, status=answer.status, headers=kept)
         except aiohttp.ClientError:
             return web.Response(body=error_body("502"), status=502, content_type="application/json")
