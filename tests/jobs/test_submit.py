@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "a" * 64
-KEY = "canary-51c0ffee-key"
+KEY = f"canary-{secrets.token_hex(8)}-key"  # drawn: this file is among what jobs upload
 DEMO_TEACHER = ROOT / "platform" / "raystill" / "demo" / "teacher"
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
