@@ -7,7 +7,6 @@ on the way. Prints one JSON object: failpoint -> how many passes killed a child.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import s3fs  # noqa: F401 (imported once, not by every child)
 import torch
 import upath  # noqa: F401
+from failpoint_passes import print_kills
 
 from raystill.checkpoint.copies import CheckpointCopies
 from raystill.checkpoint.policy import RetentionRules
@@ -26,8 +26,8 @@ FAILPOINTS = ("copies:file_uploaded", "copies:published", "copies:manifest_delet
 RULES = RetentionRules(total_steps=400, max_recent=1, min_free_gb=0.0)
 
 
-def child(address: str, directory: Path, failpoint: str) -> None:
-    os.environ["RAYSTILL_FAILPOINT"] = failpoint
+def child(address: str, directory: Path) -> None:
+    directory.mkdir(parents=True)
     copies = CheckpointCopies(open_place(address), directory)
     for step in (1, 2):
         tensors = {"model": {"w": torch.full((8,), float(step))}}
@@ -38,25 +38,7 @@ def child(address: str, directory: Path, failpoint: str) -> None:
     os._exit(0)
 
 
-def main(address: str, directory: Path) -> None:
-    killed = {}
-    for name in FAILPOINTS:
-        passes = 0
-        while True:
-            label = f"{name.replace(':', '-')}-{passes + 1}"
-            (directory / label).mkdir(parents=True)
-            pid = os.fork()
-            if pid == 0:
-                child(f"{address}/{label}", directory / label, f"{name}:{passes + 1}")
-            _, status = os.waitpid(pid, 0)
-            if not os.WIFSIGNALED(status):
-                assert os.WEXITSTATUS(status) == 0
-                break
-            passes += 1
-        killed[name] = passes
-    print(json.dumps(killed))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    place, root = sys.argv[1], Path(sys.argv[2])
+    print_kills(FAILPOINTS, lambda label: child(f"{place}/{label}", root / label))

@@ -7,12 +7,12 @@ object: failpoint -> how many passes killed a child.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+from failpoint_passes import print_kills
 
 from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.retention import apply_retention
@@ -30,8 +30,8 @@ STEPS = (1, 2, 2, 3)
 RULES = RetentionRules(total_steps=400, max_recent=1, min_free_gb=0.0)
 
 
-def child(directory: Path, failpoint: str) -> None:
-    os.environ["RAYSTILL_FAILPOINT"] = failpoint
+def child(directory: Path) -> None:
+    directory.mkdir(parents=True)
     for step in STEPS:
         weights = torch.full((64,), float(step))
         save_checkpoint(directory, step, tensors={"model": {"w": weights}}, state={"step": step})
@@ -40,24 +40,7 @@ def child(directory: Path, failpoint: str) -> None:
     os._exit(0)
 
 
-def main(directory: Path) -> None:
-    killed = {}
-    for name in FAILPOINTS:
-        passes = 0
-        while True:
-            place = directory / f"{name.replace(':', '-')}-{passes + 1}"
-            place.mkdir(parents=True)
-            pid = os.fork()
-            if pid == 0:
-                child(place, f"{name}:{passes + 1}")
-            _, status = os.waitpid(pid, 0)
-            if not os.WIFSIGNALED(status):
-                break
-            passes += 1
-        killed[name] = passes
-    print(json.dumps(killed))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    root = Path(sys.argv[1])
+    print_kills(FAILPOINTS, lambda label: child(root / label))
