@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from raystill.bench.result import BenchRow
+from raystill.bench.taught_run import taught_run
 from raystill.config.load import load_config
 from raystill.errors import EnvironmentFault
 from raystill.pipeline import run_pipeline
@@ -30,7 +31,6 @@ from raystill.run.paths import RunPaths
 from raystill.train.metrics import iter_metrics
 
 PEER = "HF Trainer"
-_DEMO = Path(__file__).parents[1] / "demo"
 _MODULE = "raystill.bench.checkpoint_kill_sides"
 _LONGEST_SECONDS = 600.0
 _LOOK_SECONDS = 0.01
@@ -78,21 +78,7 @@ def compare(sizes: KillSizes, medians: dict[str, float]) -> list[BenchRow]:
 
 def write_config(directory: Path, side: str, sizes: KillSizes) -> Path:
     """The configuration of a side's run, as a file in `directory`; the peer reads its shape and steps."""
-    values: dict[str, Any] = {
-        "run": {"name": side.split()[0].lower(), "dir": str(directory / "runs")},
-        "device": {"type": "cpu"},
-        "prompts": {
-            "sources": [{"path": str(_DEMO / "data" / "prompts.jsonl"), "limit": sizes.prompts}],
-            "eval_size": 20,
-        },
-        "teacher": {
-            "engine": "fake",
-            "open": {
-                "model": {"name": str(_DEMO / "teacher"), "bfloat16": False},
-                "pipeline": {"max_new_tokens": 40},
-            },
-            "signals": {"num_logprobs": 20, "capture": "generation"},
-        },
+    values = taught_run(directory, side.split()[0].lower(), sizes.prompts, eval_size=20) | {
         "student": {
             "hidden_size": sizes.width, "intermediate_size": 4 * sizes.width, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,

@@ -208,8 +208,8 @@ def measure_times(case: Case, rounds: int) -> dict[str, list[float]]:
 def measure_growth(case: Case, side: str) -> float:
     """How far one call of a side raises this process's resident memory, in MB (10^6 bytes).
 
-    After a call on a few rows, so that libraries are loaded and threads have started; what making the
-    problem took for a moment doesn't count.
+    After a call on a few rows, so that libraries are loaded and threads have started. What making the problem
+    took for a moment doesn't count, nor is it there to be taken again.
     """
     few = make_problem(Case(_CHECKED_ROWS, case.hidden_size, _SMALL_VOCAB))
     gradients(few, make_losses(few, compiled=False)[side]())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -41,8 +42,12 @@ def run_in_own_process(
 
 
 def forget_peak_memory() -> None:
-    """Count `peak_memory_mb` from here on, where the system can (Linux: proc(5), clear_refs)."""
+    """Count `peak_memory_mb` from here on, and give back what is free, where the system can (Linux: proc(5),
+    clear_refs; malloc_trim(3))."""
     if _FORGET.exists():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         _FORGET.write_text("5", encoding="ascii")
 
 

@@ -23,12 +23,12 @@ import yaml
 
 from raystill.bench.own_process import run_in_own_process
 from raystill.bench.result import BenchRow, bench_result
+from raystill.bench.taught_run import taught_run
 from raystill.config.load import load_config
 from raystill.pipeline import run_pipeline
 
 WALL_GOAL, LOSS_GOAL = 1 / 3, 1e-6
 OURS, PEERS = "ours", ("nested TorchTrainer", "nested, idle drivers")
-_DEMO = Path(__file__).parents[1] / "demo"
 _RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -74,21 +74,7 @@ def measure(sizes: Sizes) -> list[BenchRow]:
 def write_config(directory: Path, sizes: Sizes) -> Path:
     """The configuration of the run and of its sweep, as a file in `directory`."""
     lora = "train.distillation.peft.lora.r"
-    values = {
-        "run": {"name": "sweep", "dir": str(directory / "runs")},
-        "device": {"type": "cpu"},
-        "prompts": {
-            "sources": [{"path": str(_DEMO / "data" / "prompts.jsonl"), "limit": sizes.prompts}],
-            "eval_size": min(100, sizes.prompts // 4),
-        },
-        "teacher": {
-            "engine": "fake",
-            "open": {
-                "model": {"name": str(_DEMO / "teacher"), "bfloat16": False},
-                "pipeline": {"max_new_tokens": 40},
-            },
-            "signals": {"num_logprobs": 20, "capture": "generation"},
-        },
+    values = taught_run(directory, "sweep", sizes.prompts, min(100, sizes.prompts // 4)) | {
         "student": {
             "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
             "num_key_value_heads": 2, "max_position_embeddings": 256,
