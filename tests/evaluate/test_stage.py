@@ -162,6 +162,20 @@ def test_inputs_follow_the_configuration() -> None:
     assert required_stages(bare) == ("prepare", "generate", "sft")
 
 
+def test_answers_that_nothing_can_score_are_compared_by_text() -> None:
+    closed: dict[str, Any] = {"closed": {"model": {"name": "distant"}}}
+    scored = closed | {"open": {"model": {"name": "near"}}}
+
+    def inputs(teacher: dict[str, Any], **train: Any) -> tuple[str, ...]:
+        return required_stages(Config.model_validate({"teacher": teacher, "train": train}))
+
+    assert inputs(closed, sft={}) == ("prepare", "generate", "sft")
+    assert inputs(scored, sft={}) == ("prepare", "generate", "score", "sft")
+    assert inputs(closed, distillation={}) == ("prepare", "generate", "score", "distill")
+    online = {"teacher": {"source": "online", "models": [{"name": "near"}]}}
+    assert inputs(closed, distillation=online) == ("prepare", "generate", "distill")
+
+
 def test_the_configuration_names_the_models() -> None:
     config = config_with(sft={"model_name": "Plain"}, distillation={"run_name": "Distilled"})
     _, sft, distill = list_contestants(config, RunPaths.from_config(config))

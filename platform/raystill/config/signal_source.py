@@ -37,6 +37,16 @@ def learns_from_assistant(config: Config) -> bool:
     return online and any(model.name == ASSISTANT for model in resolve_kd_models(config))
 
 
+def evaluates_signals(config: Config) -> bool:
+    """Whether held-out answers come with distributions to compare students with. Those of a closed teacher,
+    or of a file, do where an open teacher scores them, and where KD learns from the store anyway."""
+    teacher, from_elsewhere = config.teacher, config.teacher.closed or config.teacher.base.from_store
+    if teacher.signals.num_logprobs == 0:
+        return False
+    learnt = config.train.distillation is not None and resolve_signal_source(config) == "store"
+    return learnt or teacher.open is not None or not from_elsewhere
+
+
 def teacher_resources(config: Config, *, on_gpu: bool) -> dict[str, float]:
     """What Ray gives to the teachers' process beside each training worker of distill; empty where none is.
 

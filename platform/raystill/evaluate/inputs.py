@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import evaluates_signals
 from raystill.errors import DataError
 from raystill.evaluate.tasks import validate_references
 from raystill.run.paths import RunPaths
@@ -51,7 +52,7 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
         by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.id.encode("utf-8")).digest())
         prompts = by_hash[: config.evaluation.max_samples]
     store = load_store(paths.store)
-    with_signal = config.teacher.signals.num_logprobs > 0
+    with_signal = evaluates_signals(config)
     ids = {prompt.id for prompt in prompts}
     requests = {
         request.key: request

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raystill.config.schema import Config
+from raystill.config.signal_source import evaluates_signals
 from raystill.run.paths import StageName
 from raystill.run.publish import write_json
 from raystill.run.stage import Stage, StageContext, StageResult
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 def required_stages(config: Config) -> tuple[StageName, ...]:
     """The stages whose output the evaluation reads."""
     stages: list[StageName] = ["prepare", "generate"]
-    signals = config.teacher.signals
-    if signals.num_logprobs > 0 and signals.capture != "generation":
+    if evaluates_signals(config) and config.teacher.signals.capture != "generation":
         stages.append("score")
     if config.train.sft is not None:
         stages.append("sft")
