@@ -70,6 +70,14 @@ class EnvironmentFault(RaystillError):  # noqa: N818 (EnvironmentError is a buil
     exit_code = 4
 
 
+class DiskFault(EnvironmentFault):
+    """A disk is full, or about to be. What is on it is whole; with more room the same command goes on."""
+
+
+class StopFault(EnvironmentFault):
+    """Training was asked to stop. What it has done is saved."""
+
+
 class PreemptionFault(EnvironmentFault):
     """A machine of the run is about to be taken away. What it has done is saved."""
 

@@ -34,5 +34,13 @@ def test_a_row_for_each_of_our_killed_sides() -> None:
     rows = checkpoint_kill.compare(sizes, {"worker": 6.0, "driver": 12.0, "HF Trainer": 8.0})
     assert [(row.ours, row.ratio, row.met) for row in rows] == [(6.0, 0.75, True), (12.0, 1.5, True)]
     assert rows[0].case == "worker, killed 10 steps after a save"
-    config = checkpoint_kill.QUICK
-    assert config.steps % config.save_every > 0 and config.rounds == 1
+    assert 0 < checkpoint_kill.QUICK.lost < checkpoint_kill.QUICK.save_every - 1
+
+
+def test_every_kill_comes_as_many_steps_after_a_save() -> None:
+    """Also one that overshoots, and never while a save is due: an unfinished one is no resume point."""
+    sizes, step, steps = checkpoint_kill.KillSizes(save_every=20, lost=10), 0, []
+    for overshoot in (0, 1, 2):
+        steps.append(checkpoint_kill.kill_step(step, sizes))
+        step = steps[-1] + overshoot + 1
+    assert steps == [50, 90, 130]

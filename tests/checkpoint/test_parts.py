@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from raystill.checkpoint.compare import diff_checkpoints
-from raystill.checkpoint.parts import part_names, write_part
+from raystill.checkpoint.parts import GroupReader, open_group, part_names, write_part
 from raystill.checkpoint.store import latest_valid, load_checkpoint, save_checkpoint
 from raystill.errors import DataError
 from raystill.run.manifest import FileRecord, record_files
@@ -55,6 +57,67 @@ def test_any_cut_comes_back_whole(
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     whole = save_checkpoint(directory, 4, tensors={"model": tensors}, state={"step": 3})
     assert diff_checkpoints(path, whole).is_equal
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 9))
+def test_any_number_of_readers_gets_the_rows_that_each_holds(
+    tmp_path_factory: pytest.TempPathFactory, num_parts: int, num_readers: int, length: int
+) -> None:
+    """Whoever wrote the parts: together the readers have the whole, each the rows that FSDP2 gives it."""
+    directory = tmp_path_factory.mktemp("parts")
+    tensor = torch.randn(length, 3)
+    path = save_in_parts(directory, 3, {"w": tensor, "step": torch.tensor(7.0)}, num_parts)
+    with open_group(path, "model", num_parts) as reader:
+        assert (reader.shape("w"), reader.shape("step")) == ((length, 3), ())
+        begin = 0
+        for rank in range(num_readers):
+            wanted = cut({"w": tensor}, rank, num_readers)["w"]
+            assert torch.equal(reader.rows("w", begin, begin + len(wanted)), wanted)
+            begin += len(wanted)
+        assert begin == length
+
+
+class CountingStream:
+    """A file of safetensors that notes how many numbers were taken out of it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.taken = 0
+
+    def keys(self) -> list[str]:
+        return list(self._stream.keys())
+
+    def get_slice(self, name: str) -> Any:
+        return CountingSlice(self, self._stream.get_slice(name))
+
+
+class CountingSlice:
+    def __init__(self, owner: CountingStream, piece: Any) -> None:
+        self._owner = owner
+        self.get_shape = piece.get_shape
+        self._piece = piece
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        found: torch.Tensor = self._piece[rows]
+        self._owner.taken += found.numel()
+        return found
+
+
+def test_a_reader_of_some_rows_leaves_the_others_on_the_disk(tmp_path: Path) -> None:
+    path = save_in_parts(tmp_path, 1, {"w": torch.randn(400, 10)}, 4)
+    streams = [CountingStream(safe_open(path / name, framework="pt")) for name in part_names("model", 4)]
+    GroupReader(streams).rows("w", 150, 250)
+    assert [stream.taken for stream in streams] == [0, 500, 500, 0]
+
+
+def test_what_was_read_does_not_keep_the_files(tmp_path: Path) -> None:
+    """A checkpoint that is deleted gives its space back, also to the run that was resumed from it."""
+    path = save_in_parts(tmp_path, 1, {"w": torch.randn(400, 10), "step": torch.tensor(7.0)}, 2)
+    with open_group(path, "model", 2) as reader:
+        kept = [reader.tensor("step"), reader.tensor("w"), reader.rows("w", 0, 10), reader.rows("w", 0, 0)]
+    assert len(kept) == 4
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_every_byte_is_written_once_and_every_part_is_needed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from raystill.checkpoint.store import (
     step_directory,
     verify_checkpoint,
 )
-from raystill.errors import DataError, EnvironmentFault
+from raystill.errors import DataError, DiskFault, EnvironmentFault
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -133,6 +134,22 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(EnvironmentFault):
         save_checkpoint(tmp_path / "file" / "checkpoints", 1, tensors=small(), state={})
+
+
+def test_a_disk_that_fills_while_tensors_are_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """F14: files of safetensors raise no OSError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tensors = {"model": {"w": torch.zeros(100_000)}}
+    save_checkpoint(tmp_path, 1, tensors=tensors, state={})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(DiskFault, match="disk is full"):
+            save_checkpoint(tmp_path, 2, tensors=tensors, state={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and latest_valid(
+        tmp_path
+    ).step == 1
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

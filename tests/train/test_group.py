@@ -142,7 +142,7 @@ def last_values(world: Any, config: Config) -> dict[str, Any]:
 
 def test_two_workers_end_where_one_does(world: Any, tmp_path: Path) -> None:
     """In parts: whole, LoRA, untied; a step with nothing for one of them. On rollouts. A stop in the middle,
-    gone on with by the two workers or by one."""
+    gone on with by the two workers or by one, or by two after one."""
     cases: dict[str, tuple[dict[str, Any], bool]] = {
         "full": ({}, True),
         "untied": ({}, False),
@@ -157,6 +157,11 @@ def test_two_workers_end_where_one_does(world: Any, tmp_path: Path) -> None:
     again = renamed(pairs["written"].two, "written_again")
     runs: list[tuple[Config, int | None]] = [(moved[name], stops[name]) for name in stops]
     runs += [(pairs["full"].two, 4), (again, 4), (again, None)]
+    grown = renamed(pairs["untied"].two, "untied_grown")
+    with pytest.raises(StopError):  # begun by one worker that holds the whole model
+        train_worker(world.job(renamed(pairs["untied"].one, "untied_grown")), WorkerGroup(), StopAt(4))
+    unstopped = renamed(pairs["full"].two, "full_unstopped")
+    runs += [(grown, None), (unstopped, None)]
     runs += [(pair.two, None) for pair in pairs.values()]
     run_by_two(world, runs, tmp_path / "meet")
     for name, pair in pairs.items():
@@ -166,10 +171,12 @@ def test_two_workers_end_where_one_does(world: Any, tmp_path: Path) -> None:
             expected = alone[f"final_{key.replace('/', '_')}"]
             assert last[key] == pytest.approx(expected, rel=1e-4), (name, key)
         assert_close(weights(world, pair.one), weights(world, pair.two))
+    assert_close(weights(world, pairs["untied"].one), weights(world, grown))
     written = [last_values(world, config) for config in (pairs["written"].one, pairs["written"].two)]
     for key in ("rollout/share", "rollout/tokens", "rollout/ended", "rollout/staleness"):
         assert written[0][key] == written[1][key], key
     assert world.weights(again) == world.weights(pairs["written"].two)
+    assert world.weights(unstopped) == world.weights(pairs["full"].two)  # in parts, stopped and resumed
     assert_in_parts(latest_valid(world.paths(moved["full"]).checkpoints("distill")).path)
     for name, config in moved.items():
         resumed = Config.model_validate(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from raystill.checkpoint.store import load_checkpoint, save_checkpoint
+from raystill.checkpoint.store import open_checkpoint, save_checkpoint
 from raystill.train.assembly import assemble
 from raystill.train.group import WorkerGroup
 from raystill.train.spikes import HISTORY, is_spike
@@ -64,5 +64,6 @@ def test_the_history_survives_a_resume_and_a_spike_leaves_no_trace(world: Any) -
         state=run.state.describe(run.data_fingerprint),
     )
     again = assemble(world.job(config), WorkerGroup())
-    again.state.restore(load_checkpoint(path), again.data_fingerprint, path)
+    with open_checkpoint(path) as content:
+        again.state.restore(content, again.data_fingerprint)
     assert again.state.counters == run.state.counters

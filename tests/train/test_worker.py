@@ -331,14 +331,3 @@ def test_what_happened_along_the_way_is_noted(world: Any) -> None:
     (newest / "state.json").write_text("{")
     notes = " ".join(world.train(config)["notes"])
     assert "chat template differs" in notes and f"{newest.name} was passed over" in notes
-
-
-def test_workers_that_see_different_checkpoints_are_told_to_share_a_directory(world: Any) -> None:
-    class Ahead(WorkerGroup):
-        """A second worker, whose peer has resumed from step 4."""
-
-        def most(self, number: int, device: torch.device) -> int:
-            return max(number, 4)
-
-    with pytest.raises(EnvironmentFault, match="from step 4, this one sees step 0"):
-        train_worker(world.job(world.config()), Ahead(), StopAfter(1))

@@ -1,12 +1,13 @@
 """From kill -9 to the next step that had not been done before: start, resume, and the lost steps once more.
 
-Each side trains about as large a model, saves as often and is killed as late after a save. `worker` is the
-product's loop in a process of its own, `driver` the stage with a Ray that it starts itself, as `raystill run`
-does; the peer is transformers' Trainer with `resume_from_checkpoint`.
+Each side trains as large a model on as many tokens per step, saves as often and is killed as many steps after
+a save. `worker` is the product's loop in a process of its own, `driver` the stage with a Ray that it starts
+itself, as `raystill run` does; the peer is transformers' Trainer with `resume_from_checkpoint`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -28,63 +29,74 @@ from raystill.config.load import load_config
 from raystill.errors import EnvironmentFault
 from raystill.pipeline import run_pipeline
 from raystill.run.paths import RunPaths
+from raystill.store.stats import compute_stats
+from raystill.store.store import load_store
 from raystill.train.metrics import iter_metrics
 
 PEER = "HF Trainer"
 _MODULE = "raystill.bench.checkpoint_kill_sides"
 _LONGEST_SECONDS = 600.0
 _LOOK_SECONDS = 0.01
+_LONGEST_ROW = 256
+_VOCABULARY = 768  # at least as many as the demo's tokenizer has
+_SHOWN_LOG = 2000
 
 
 @dataclass(frozen=True)
 class KillSizes:
-    """Which of our sides are killed, and how often; every `save_every` steps a save, killed after `steps`."""
+    """Which of our sides are killed, and how often; every `save_every` steps a save, killed `lost` later."""
 
     sides: tuple[str, ...] = ("worker", "driver")
     rounds: int = 3
     save_every: int = 20
-    steps: int = 50
+    lost: int = 10
     width: int = 512
     prompts: int = 400
 
 
-QUICK = KillSizes(sides=("worker",), rounds=1, save_every=10, steps=15, width=128, prompts=100)
+QUICK = KillSizes(sides=("worker",), rounds=1, save_every=10, lost=5, width=128, prompts=100)
 
 
 def measure_kills(sizes: KillSizes) -> list[BenchRow]:
     """Medians of the rounds, all sides in turns. Raises EnvironmentFault where a side fails."""
     found: dict[str, list[float]] = {side: [] for side in (*sizes.sides, PEER)}
     with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
-        configs = {side: write_config(Path(scratch), side, sizes) for side in found}
-        for side in sizes.sides:
-            run_pipeline(load_config([configs[side]]), until="generate")
+        configs = {side: write_config(Path(scratch), side, sizes) for side in sizes.sides}
+        for config in configs.values():
+            run_pipeline(load_config([config]), until="generate")
+        row_tokens = mean_row_tokens(next(iter(configs.values())))
+        configs[PEER] = write_config(Path(scratch), PEER, sizes, row_tokens)
         for _ in range(sizes.rounds):
             for side, seconds in found.items():
-                seconds.append(_kill_and_go_on(side, configs[side], sizes.steps))
+                seconds.append(_kill_and_go_on(side, configs[side], sizes))
     return compare(sizes, {side: statistics.median(seconds) for side, seconds in found.items()})
 
 
 def compare(sizes: KillSizes, medians: dict[str, float]) -> list[BenchRow]:
     """A row for each of our sides; nothing is asked of them but to be printed."""
-    theirs, lost = medians[PEER], sizes.steps % sizes.save_every
+    theirs = medians[PEER]
     return [
         BenchRow(
-            f"{side}, killed {lost} steps after a save", "kill to the next new step, s",
+            f"{side}, killed {sizes.lost} steps after a save", "kill to the next new step, s",
             medians[side], theirs, PEER, medians[side] / theirs, "printed", True,
         )
         for side in sizes.sides
     ]  # fmt: skip
 
 
-def write_config(directory: Path, side: str, sizes: KillSizes) -> Path:
-    """The configuration of a side's run, as a file in `directory`; the peer reads its shape and steps."""
+def write_config(directory: Path, side: str, sizes: KillSizes, row_tokens: int = _LONGEST_ROW) -> Path:
+    """The configuration of a side's run, as a file in `directory`.
+
+    The peer reads its shape and steps, and makes rows of `row_tokens`, which for us is the longest.
+    """
     values = taught_run(directory, side.split()[0].lower(), sizes.prompts, eval_size=20) | {
         "student": {
             "hidden_size": sizes.width, "intermediate_size": 4 * sizes.width, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 4,
+            "max_position_embeddings": _LONGEST_ROW, "vocab_size": _VOCABULARY, "tie_word_embeddings": True,
         },
         "training": {
-            "max_seq_len": 256, "log_every": 1, "save_every": sizes.save_every,
+            "max_seq_len": row_tokens, "log_every": 1, "save_every": sizes.save_every,
             "checkpoint_cleanup": {"min_free_space_gb": 0.0, "max_checkpoints": 1},
         },
         # Far more steps than are taken: the milestones lie elsewhere.
@@ -105,16 +117,27 @@ def progress_file(config: Path) -> Path:
     return config.with_suffix(".jsonl")
 
 
-def _kill_and_go_on(side: str, config: Path, steps: int) -> float:
-    """Seconds from the kill of a process that took some more `steps` to a step that it had not taken."""
+def mean_row_tokens(config: Path) -> int:
+    """Tokens of a row of the store that a side trains on, prompt and answer, on average."""
+    stats = compute_stats(load_store(RunPaths.from_config(load_config([config]).config).store))
+    return round((stats.num_prompt_tokens + stats.num_tokens) / stats.num_rows)
+
+
+def kill_step(done: int, sizes: KillSizes) -> int:
+    """The step to kill at where `done` was the last one: as many after a save as ever, two saves later."""
+    return (done // sizes.save_every + 2) * sizes.save_every + sizes.lost
+
+
+def _kill_and_go_on(side: str, config: Path, sizes: KillSizes) -> float:
+    """Seconds from the kill of a process that has gone on for a while to a step that it had not taken."""
     paths = RunPaths.from_config(load_config([config]).config)
     file = progress_file(config) if side == PEER else paths.training_metrics("distill")
-    wanted = _last_step(file) + steps
+    wanted = kill_step(_last_step(file), sizes)
     with _started(side, config) as child:
-        _wait_until(lambda: _last_step(file) >= wanted, child)
+        _wait_until(lambda: _last_step(file) >= wanted, child, config)
     started, done = time.monotonic(), _last_step(file)
     with _started(side, config) as child:
-        _wait_until(lambda: _last_step(file) > done, child)
+        _wait_until(lambda: _last_step(file) > done, child, config)
         return time.monotonic() - started
 
 
@@ -122,11 +145,15 @@ def _last_step(file: Path) -> int:
     return max((int(line["step"]) for line in iter_metrics(file)), default=0)
 
 
-def _wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes]) -> None:
+def _wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes], config: Path) -> None:
     deadline = time.monotonic() + _LONGEST_SECONDS
     while not is_so():
         if child.poll() is not None or time.monotonic() > deadline:
-            raise EnvironmentFault("a side of the benchmark ended, or made no step", where=str(child.args))
+            said = config.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+            raise EnvironmentFault(
+                f"a side of the benchmark ended with {child.returncode}, or made no step for long",
+                where=f"{child.args}\n{said[-_SHOWN_LOG:]}",
+            )
         time.sleep(_LOOK_SECONDS)
 
 
@@ -142,5 +169,6 @@ def _started(side: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield child
     finally:
-        os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, which is said elsewhere
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -33,7 +33,7 @@ def run_driver(config_file: Path) -> None:
 
 
 def run_hf(config_file: Path) -> None:
-    """transformers' Trainer on random tokens, a model of the same shape."""
+    """transformers' Trainer on random tokens, as many per step as ours; a model of the same shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -50,13 +50,15 @@ def run_hf(config_file: Path) -> None:
 
     model = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=student.hidden_size, intermediate_size=student.intermediate_size, vocab_size=1024,
+            hidden_size=student.hidden_size, intermediate_size=student.intermediate_size,
+            vocab_size=student.vocab_size,
             num_hidden_layers=student.num_hidden_layers, num_attention_heads=student.num_attention_heads,
-            num_key_value_heads=student.num_key_value_heads, max_position_embeddings=256,
+            num_key_value_heads=student.num_key_value_heads, tie_word_embeddings=True,
+            max_position_embeddings=student.max_position_embeddings,
         )
     )  # fmt: skip
     output = config_file.parent / "hf"
-    ids = torch.randint(0, 1024, (4096, 128))
+    ids = torch.randint(0, student.vocab_size or 0, (4096, config.training.max_seq_len))
     rows = [{"input_ids": row, "labels": row} for row in ids]
     arguments = TrainingArguments(
         output_dir=str(output), max_steps=section.steps or -1, save_steps=config.training.save_every,

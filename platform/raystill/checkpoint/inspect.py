@@ -11,10 +11,10 @@ from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.retention import preview_retention, read_held, size_bytes
 from raystill.checkpoint.store import (
     STATE_NAME,
-    load_checkpoint,
     load_checkpoint_manifest,
     step_of,
     verify_checkpoint,
+    verify_weights,
 )
 from raystill.errors import DataError
 
@@ -92,7 +92,7 @@ def _look(path: Path, hashes: bool, strict: bool) -> str | None:
     """What is wrong with the checkpoint at `path`, or None."""
     try:
         if strict:
-            load_checkpoint(path)
+            verify_weights(path)
         elif hashes:
             verify_checkpoint(path)
         else:

@@ -71,9 +71,14 @@ def refuse_shared(group: str, named: Mapping[str, torch.Tensor]) -> None:
 
 
 class GroupReader:
-    """The tensors of one group, each put together when it is asked for."""
+    """The tensors of one group, each read and put together when it is asked for.
+
+    What it gives is in memory of its own: a tensor that still lay in the file would keep the file's space on
+    the disk taken after the checkpoint is deleted.
+    """
 
     def __init__(self, streams: list[Any]) -> None:
+        """`streams` are the group's files as `safetensors.safe_open` gives them, first part first."""
         self._streams: dict[str, list[Any]] = {}
         for stream in streams:
             for name in stream.keys():  # noqa: SIM118
@@ -83,17 +88,47 @@ class GroupReader:
         """Names of all tensors."""
         return list(self._streams)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a whole tensor; reads no more than the headers. Raises DataError as `tensor` does."""
+        shapes = [tuple(stream.get_slice(name).get_shape()) for stream in self._streams[name]]
+        if len(shapes) == 1:
+            return shapes[0]
+        if not all(shapes) or len({shape[1:] for shape in shapes}) > 1:
+            raise _unfit(name)
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor, on the CPU. Raises DataError where its parts don't fit together."""
         import torch
 
         parts: list[torch.Tensor] = [stream.get_tensor(name) for stream in self._streams[name]]
         if len(parts) == 1:
-            return parts[0]
+            return parts[0].clone()
         try:
             return torch.cat(parts)
         except RuntimeError as error:
-            raise DataError(f"the parts of {name!r} don't fit together", where="checkpoint") from error
+            raise _unfit(name) from error
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` of a tensor that has a dimension at least, on the CPU: [stop - start, ...].
+
+        Of the files only these rows are read. Raises DataError where the parts don't fit together.
+        """
+        import torch
+
+        self.shape(name)
+        found: list[torch.Tensor] = []
+        begin = 0
+        for stream in self._streams[name]:
+            part = stream.get_slice(name)
+            length = part.get_shape()[0]
+            first, last = max(start - begin, 0), min(stop - begin, length)
+            if first < last:
+                found.append(part[first:last])
+            begin += length
+        if not found:
+            return self._streams[name][0].get_slice(name)[0:0].clone()  # type: ignore[no-any-return]
+        return torch.cat(found) if len(found) > 1 else found[0].clone()
 
 
 @contextmanager
@@ -108,17 +143,21 @@ def open_group(directory: Path, group: str, num_parts: int) -> Iterator[GroupRea
         )
 
 
-def load_group(directory: Path, group: str, num_parts: int) -> dict[str, torch.Tensor]:
-    """All tensors of a group by name, whole, on the CPU. Raises DataError naming the group."""
+@contextmanager
+def unreadable_groups(directory: Path) -> Iterator[None]:
+    """Turn what a file that is not of safetensors raises, while it is opened or read, into a DataError."""
     try:
-        with open_group(directory, group, num_parts) as reader:
-            return {name: reader.tensor(name) for name in reader.names()}
+        yield
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"{group} of the checkpoint can't be used: it is not made of safetensors files",
-            where=str(directory / part_name(group, 0, num_parts)),
+            f"the checkpoint can't be used: it is not made of safetensors files ({error})",
+            where=str(directory),
             fix="resume from an older checkpoint, or restore the files from a copy",
         ) from error
+
+
+def _unfit(name: str) -> DataError:
+    return DataError(f"the parts of {name!r} don't fit together", where="checkpoint")
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,14 +18,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raystill.checkpoint.parts import TensorGroups, load_group, part_names, refuse_shared, write_part
+from raystill.checkpoint.parts import (
+    GroupReader,
+    TensorGroups,
+    open_group,
+    part_names,
+    refuse_shared,
+    unreadable_groups,
+    write_part,
+)
 from raystill.errors import DataError
 from raystill.run.manifest import FileRecord, record_files
 from raystill.run.publish import publish_directory, sha256_file, write_json
@@ -39,6 +48,7 @@ _STEP_NAME = re.compile(r"^step-([0-9]{8,})$")
 _GROUP_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
+DELETE_FIX = "delete this checkpoint; training resumes from the one before it"
 
 # Takes what the other workers of a cut model have written into a directory; returns their files' records.
 TakeParts = Callable[[Path], Mapping[str, FileRecord]]
@@ -74,6 +84,18 @@ class CheckpointContent:
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint to read from: tensors by group, each read when it is asked for; the rest as in
+    `CheckpointContent`."""
+
+    path: Path
+    step: int
+    groups: Mapping[str, GroupReader]
+    state: dict[str, Any]
+    schema_version: int
 
 
 @dataclass(frozen=True)
@@ -160,9 +182,15 @@ def is_whole(path: Path, manifest: CheckpointManifest) -> bool:
     return True
 
 
-def verify_content(path: Path, manifest: CheckpointManifest) -> None:
-    """Compare the files below `path` with a manifest. Raises DataError naming one that differs."""
-    for name, record in manifest.files.items():
+def verify_content(
+    path: Path, manifest: CheckpointManifest, *, reader: int = 0, num_readers: int = 1
+) -> None:
+    """Compare the files below `path` with a manifest. Raises DataError naming one that differs.
+
+    Of `num_readers` who do it together each reads other files; about as many bytes each where it can be.
+    """
+    by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].size_bytes, item[0]))
+    for name, record in by_size[reader::num_readers]:
         file = path / name
         if not file.is_file():
             raise _damaged(file, "it is missing")
@@ -201,7 +229,7 @@ def parse_manifest(raw: bytes, step: int | None, file: Path) -> CheckpointManife
 def latest_valid(directory: Path) -> LatestCheckpoint:
     """The newest checkpoint that verifies. Newer ones that don't are passed over, each with the reason."""
     passed_over: list[tuple[Path, str]] = []
-    for path in _claimed(directory):
+    for path in claimed_checkpoints(directory):
         try:
             manifest = verify_checkpoint(path)
         except DataError as error:
@@ -227,26 +255,52 @@ def refuse_newer(paths: Iterable[Path]) -> None:
             )
 
 
-def load_checkpoint(path: Path, *, verify: bool = True) -> CheckpointContent:
-    """Tensors and state of the checkpoint at `path`.
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[OpenCheckpoint]:
+    """The checkpoint at `path`, which has been verified, to read single tensors from, or parts of them.
 
-    `verify=False` trusts a path that `latest_valid` has just returned. Raises DataError for a damaged file
-    and for model weights that are not finite, naming the tensor.
+    Raises DataError for a file that can't be read, now or in the body.
     """
-    from raystill.checkpoint.finite import require_finite_weights
-
-    manifest = verify_checkpoint(path) if verify else load_checkpoint_manifest(path)
-    tensors = {group: load_group(path, group, manifest.num_parts) for group in manifest.groups}
-    require_finite_weights(
-        tensors.get("model", {}).items(),
-        str(path),
-        "delete this checkpoint; training resumes from the one before it",
-    )
+    manifest = load_checkpoint_manifest(path)
     try:
         state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path / STATE_NAME, "it can't be read") from error
-    return CheckpointContent(manifest.step, tensors, state, manifest.schema_version)
+    with unreadable_groups(path), ExitStack() as stack:
+        groups = {
+            group: stack.enter_context(open_group(path, group, manifest.num_parts))
+            for group in manifest.groups
+        }
+        yield OpenCheckpoint(path, manifest.step, groups, state, manifest.schema_version)
+
+
+def verify_weights(path: Path) -> None:
+    """`verify_checkpoint`, and every weight is a number: one tensor in memory at a time. Raises DataError."""
+    from raystill.checkpoint.finite import require_finite_weights
+
+    verify_checkpoint(path)
+    with open_checkpoint(path) as content:
+        reader = content.groups.get("model")
+        names = [] if reader is None else reader.names()
+        weights = ((name, reader.tensor(name)) for name in names if reader is not None)
+        require_finite_weights(weights, str(path), DELETE_FIX)
+
+
+def load_checkpoint(path: Path) -> CheckpointContent:
+    """Tensors and state of the checkpoint at `path`.
+
+    Raises DataError for a damaged file and for model weights that are not finite, naming the tensor.
+    """
+    from raystill.checkpoint.finite import require_finite_weights
+
+    verify_checkpoint(path)
+    with open_checkpoint(path) as found:
+        tensors = {
+            group: {name: reader.tensor(name) for name in reader.names()}
+            for group, reader in found.groups.items()
+        }
+    require_finite_weights(tensors.get("model", {}).items(), str(path), DELETE_FIX)
+    return CheckpointContent(found.step, tensors, found.state, found.schema_version)
 
 
 def _finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -257,8 +311,8 @@ def _finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _claimed(directory: Path) -> list[Path]:
-    """Everything with a checkpoint's name, newest first, valid or not."""
+def claimed_checkpoints(directory: Path) -> list[Path]:
+    """Everything in `directory` with a checkpoint's name, newest first, valid or not."""
     if not directory.is_dir():
         return []
     named = [(step_of(path), path) for path in directory.iterdir()]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raystill.errors import EnvironmentFault
+from raystill.errors import DiskFault
 
 _GIB = 2**30
 
@@ -61,10 +61,10 @@ def has_room(path: Path, num_bytes: int, *, margin: float = 1.1) -> bool:
 
 
 def require_space(path: Path, num_bytes: int, *, margin: float = 1.1, fix: str = "") -> None:
-    """Raises EnvironmentFault, with both numbers, unless `has_room`; its cause is the one of a full disk."""
+    """Raises DiskFault, with both numbers, unless `has_room`; its cause is the one of a full disk."""
     free, needed = free_bytes(path), int(num_bytes * margin)
     if free < needed:
-        raise EnvironmentFault(
+        raise DiskFault(
             f"not enough disk: {_show(needed)} needed, {_show(free)} free",
             where=str(path),
             fix=fix or "free some space or move the run to a larger disk, then run again: it resumes",

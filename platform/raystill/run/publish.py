@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raystill.errors import EnvironmentFault
+from raystill.errors import DiskFault, EnvironmentFault
 from raystill.run.failpoint import failpoint
 from raystill.run.remote import is_remote, put_object
 
@@ -30,6 +31,7 @@ _CHUNK_BYTES = 1 << 20
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -153,20 +155,29 @@ def _exchange(left: Path, right: Path) -> bool:
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses into an EnvironmentFault naming `path`; other errors pass."""
+    """Turn what a disk refuses into an EnvironmentFault naming `path`, a full one into a DiskFault; other
+    errors pass. Files of safetensors fail with an error of their own, which has the system's in its text."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL_DISK:
-            what, fix = "the disk is full", "free some space or choose another directory, then run again"
-        elif error.errno in _READ_ONLY:
+    except (OSError, SafetensorError) as error:
+        found = _SYSTEM_ERROR.search(str(error)) if isinstance(error, SafetensorError) else None
+        number = int(found.group(1)) if found else getattr(error, "errno", None)
+        if number in _FULL_DISK:
+            raise DiskFault(
+                "the disk is full",
+                where=str(path),
+                fix="free some space or choose another directory, then run again",
+            ) from error
+        if number in _READ_ONLY:
             what, fix = "this place can't be written", "check its owner and permissions, or choose another"
-        elif error.errno == errno.EIO:
+        elif number == errno.EIO:
             what, fix = (
                 "the disk reports an error; what was being written is not saved",
                 "check the disk and its cables or its network, then run again",
             )
-        elif error.errno in {errno.EEXIST, errno.ENOTDIR}:
+        elif number in {errno.EEXIST, errno.ENOTDIR}:
             what, fix = (
                 "a file stands where a directory is needed",
                 "move it away or choose another directory",

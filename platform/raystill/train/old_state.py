@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raystill.checkpoint.store import SCHEMA_VERSION, CheckpointContent
+from raystill.checkpoint.store import SCHEMA_VERSION, CheckpointContent, OpenCheckpoint
 from raystill.train.metrics import SUM_NAMES
 
 State = dict[str, Any]
 
 
-def current_state(content: CheckpointContent) -> State:
+def current_state(content: CheckpointContent | OpenCheckpoint) -> State:
     """The JSON state of `content` in this program's schema; the checkpoint itself is left as it is."""
     state = content.state
     for version in range(content.schema_version, SCHEMA_VERSION):

@@ -5,8 +5,8 @@ norm and output projection are the root's, and stay gathered from the forward pa
 pass, so that the loss kernel reads the output projection as an ordinary tensor. Gradients are summed, not
 averaged: each worker's loss is already divided by the tokens of all workers.
 
-All workers build the whole model before it is cut. Of a checkpoint every worker writes its parts, and all
-read whole tensors, so that it fits any number of workers and any parallelism.
+All workers build the whole model before it is cut. Of a checkpoint every worker writes its parts, and reads
+those rows of each tensor that it holds now, so that it fits any number of workers and any parallelism.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from raystill.checkpoint.parts import GroupReader
 from raystill.train.group import WorkerGroup
 from raystill.train.settings import TrainSettings
 from raystill.train.student import Student
@@ -118,20 +119,42 @@ def is_cut(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def own_rows(parameter: Tensor) -> tuple[int, int]:
+    """First and last (exclusive) row of a cut parameter that this worker holds."""
+    parts: Any = parameter
+    share = -(-parameter.shape[0] // parts.device_mesh.size())
+    start = min(share * parts.device_mesh.get_local_rank(), parameter.shape[0])
+    return start, start + int(parts.to_local().shape[0])
+
+
+def read_like(stored: GroupReader, name: str, parameter: Tensor) -> Tensor:
+    """Of the stored tensor `name` what this worker holds of `parameter`, on its device; scalars whole."""
+    if is_cut(parameter) and stored.shape(name):
+        return stored.rows(name, *own_rows(parameter)).to(parameter.device)
+    return stored.tensor(name).to(parameter.device)
+
+
 def copy_into(parameter: Tensor, value: Tensor) -> None:
-    """Write a whole tensor into a parameter that may be cut; every worker has the same `value`."""
-    parameter.copy_(like(parameter, value))
+    """Write into a parameter what `read_like` read for it."""
+    parts: Any = parameter
+    (parts.to_local() if is_cut(parameter) else parameter).copy_(value)
 
 
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `parameter`, and cut as it is."""
-    value = value.to(parameter.device)
+def as_parts_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """What `read_like` read, cut as `parameter` is: what the optimizer keeps beside it."""
     if not is_cut(parameter) or value.ndim == 0:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     parts: Any = parameter
-    return distribute_tensor(value, parts.device_mesh, parts.placements, src_data_rank=None)
+    return DTensor.from_local(
+        value,
+        parts.device_mesh,
+        parts.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def make_whole(network: nn.Module) -> None:

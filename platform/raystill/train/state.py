@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raystill.checkpoint.store import CheckpointContent
+from raystill.checkpoint.finite import require_finite_weights
+from raystill.checkpoint.parts import GroupReader
+from raystill.checkpoint.store import DELETE_FIX, OpenCheckpoint
 from raystill.errors import DataError
 from raystill.losses.balance import TermBalance
 from raystill.train.metrics import SUM_NAMES, named_sums
 from raystill.train.old_state import current_state
 from raystill.train.settings import TrainSettings
-from raystill.train.sharding import copy_into, like, own_parts
+from raystill.train.sharding import as_parts_of, copy_into, own_parts, read_like
 from raystill.train.student import Student
 
 _OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
@@ -95,23 +97,26 @@ class TrainState:
             "data_fingerprint": data_fingerprint,
         }
 
-    def restore(self, content: CheckpointContent, data_fingerprint: str, where: Path) -> None:
-        """Continue from a checkpoint, also of an older schema.
+    def restore(self, content: OpenCheckpoint, data_fingerprint: str) -> None:
+        """Continue from a checkpoint, also of an older schema; of cut weights only the own parts are read.
 
-        Raises DataError if it belongs to another model or other data.
+        Raises DataError if it belongs to another model or other data, or holds weights that are not finite.
         """
-        state = current_state(content)
+        state, where = current_state(content), content.path
         if state["data_fingerprint"] != data_fingerprint:
             raise _foreign(where, "it was made from other training rows")
-        parameters, stored = self.trainable(), content.tensors["model"]
-        if parameters.keys() != stored.keys():
+        parameters, stored = self.trainable(), content.groups["model"]
+        if parameters.keys() != set(stored.names()):
             raise _foreign(where, "it holds other weights than this model trains")
+        for name, parameter in parameters.items():
+            if parameter.shape != stored.shape(name):
+                raise _foreign(where, f"{name} has another shape")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if parameter.shape != stored[name].shape:
-                    raise _foreign(where, f"{name} has another shape")
-                copy_into(parameter, stored[name])
-        self._restore_optimizer(content.tensors["optimizer"], parameters)
+                value = read_like(stored, name, parameter)
+                require_finite_weights([(name, value)], str(where), DELETE_FIX)
+                copy_into(parameter, value)
+        self._restore_optimizer(content.groups["optimizer"], parameters)
         self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
         self.counters = Counters(**state["counters"])
@@ -119,14 +124,14 @@ class TrainState:
         sums = [state["window_sums"].get(name, 0.0) for name in SUM_NAMES]
         self.window_sums_S = torch.tensor(sums, dtype=torch.float64)
 
-    def _restore_optimizer(
-        self, stored: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]
-    ) -> None:
+    def _restore_optimizer(self, stored: GroupReader, parameters: dict[str, torch.nn.Parameter]) -> None:
+        names = set(stored.names())
         for name, parameter in parameters.items():
-            if f"{name}.step" not in stored:
+            if f"{name}.step" not in names:
                 continue
             self.optimizer.state[parameter] = {
-                key: like(parameter, stored[f"{name}.{key}"]) for key in _OPTIMIZER_KEYS
+                key: as_parts_of(parameter, read_like(stored, f"{name}.{key}", parameter))
+                for key in _OPTIMIZER_KEYS
             }
 
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raystill.errors import EnvironmentFault, PreemptionFault
+from raystill.errors import DiskFault, PreemptionFault, StopFault
 from raystill.run.disk import free_bytes
 from raystill.train.assembly import TrainRun
 from raystill.train.saving import CheckpointSaver
 
 _GIB = 2**30
 _GO_ON, _LOOK, _DISK, _ASKED, _PREEMPTED = range(5)
+_FAULTS = {_DISK: DiskFault, _ASKED: StopFault, _PREEMPTED: PreemptionFault}
 _PREEMPTION_SECONDS = 2.0
 
 
@@ -37,9 +38,9 @@ class StopWatch:
         self._next_disk = self._next_preemption = 0.0
 
     def check(self, is_saved: bool, metrics: dict[str, Any]) -> None:
-        """Save, unless this step `is_saved`, and raise EnvironmentFault, where there is a reason to stop.
+        """Save, unless this step `is_saved`, where there is a reason to stop, and raise it.
 
-        It is a PreemptionFault where a machine is about to be taken away.
+        That is a DiskFault, a PreemptionFault where a machine is about to be taken away, or a StopFault.
         """
         run = self._run
         found = run.group.most(self._look() if run.group.is_first else _GO_ON, run.state.student.device)
@@ -53,7 +54,7 @@ class StopWatch:
         self._saver.finish()
         if found == _DISK and run.group.is_first:
             self._saver.relieve()  # the save in flight may have seen the disk before it was low
-        raise (PreemptionFault if found == _PREEMPTED else EnvironmentFault)(
+        raise _FAULTS[found](
             f"stopped after step {run.state.step}, which is saved: {self._why(found)}",
             where=str(self._checkpoints),
             fix="run again: it goes on from there" if found != _DISK else "free some space, then run again",

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from raystill.checkpoint.copies import copies_of
 from raystill.checkpoint.policy import milestone_steps
-from raystill.checkpoint.store import latest_valid, load_checkpoint, refuse_newer
-from raystill.errors import DivergenceError, EnvironmentFault
+from raystill.checkpoint.store import latest_valid
+from raystill.errors import DivergenceError
 from raystill.train.assembly import TrainJob, TrainRun, assemble
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import rewind_metrics
 from raystill.train.output import save_final_model
+from raystill.train.resume import restore_latest
 from raystill.train.saving import CheckpointSaver
 from raystill.train.sharding import is_sharded, make_whole
 from raystill.train.step import train_step
@@ -112,37 +111,6 @@ def run_steps(
             reporter.report(state.step, {**metrics, "total_steps": state.total_steps})
         if state.step < state.total_steps:
             stop.check(is_saved, metrics)
-
-
-def restore_latest(run: TrainRun) -> None:
-    """Continue from the newest checkpoint that verifies, here or among the copies; a fresh run is left alone.
-
-    Collective. Raises EnvironmentFault where another worker sees a newer one: the run directory is not
-    shared; DataError where all that there is comes from a newer program.
-    """
-    directory = run.job.paths.checkpoints(run.job.stage)
-    copies = copies_of(run.job.paths, run.job.stage)
-    if copies is not None:
-        if run.group.is_first:
-            run.notes.extend(copies.fetch_newer())
-        run.group.most(0, run.state.student.device)  # no worker looks before the first has brought it
-    found = latest_valid(directory)
-    run.notes.extend(f"{path.name} was passed over: {why}" for path, why in found.passed_over)
-    if found.path is None:
-        refuse_newer(path for path, _ in found.passed_over)
-    else:
-        content = load_checkpoint(found.path, verify=False)
-        run.state.restore(content, run.data_fingerprint, found.path)
-        run.source.restore(content.tensors.get("source", {}), run.state.step)
-    newest = run.group.most(run.state.step, run.state.student.device)
-    if newest != run.state.step:
-        raise EnvironmentFault(
-            f"another worker resumes from step {newest}, this one sees step {run.state.step}",
-            where=str(directory.absolute()),
-            fix="put run.dir on a filesystem that all nodes share",
-        )
-    if run.group.is_first:
-        rewind_metrics(run.job.paths.training_metrics(run.job.stage), run.state.step)
 
 
 def is_due(run: TrainRun, every: int) -> bool:
