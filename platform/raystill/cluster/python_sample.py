@@ -29,7 +29,8 @@ def sample_python(root: Path) -> tuple[int, list[RawRow]]:
     from raystill.prompts.python_source import iter_file_prompts, list_python_files
     from raystill.prompts.rows import RawRow
 
-    marks, sizes = {}, {}
+    marks: dict[Path, int] = {}
+    sizes: dict[Path, int] = {}
     read = 0
     files = list_python_files(root)
     for path in files:
@@ -40,7 +41,8 @@ def sample_python(root: Path) -> tuple[int, list[RawRow]]:
         if read > _MOST_BYTES:
             break
     total = sum(marks.values()) * len(files) / max(1, len(marks))
-    ratios, rows = [], []
+    ratios: list[float] = []
+    rows: list[RawRow] = []
     for path in _draw({path: n for path, n in marks.items() if sizes[path] <= _LARGEST_PARSED_BYTES}):
         found = [row for row in iter_file_prompts(root, path) if isinstance(row, RawRow)]
         ratios.append(len(found) / marks[path])
@@ -55,7 +57,8 @@ def _draw(marks: dict[Path, int]) -> list[Path]:
     if not ends or ends[-1] == 0:
         return []
     number = min(_FILES, ends[-1])
-    paths, place, drawn = list(marks), 0, []
+    paths, place = list(marks), 0
+    drawn: list[Path] = []
     for index in range(number):
         wanted = (index + 0.5) * ends[-1] / number
         while ends[place] < wanted:

@@ -240,12 +240,11 @@ def _search(
         job = _describe(config, stage, run, sweep, each, device)
         # Of several nodes nobody knows which will train, and a process that has met CUDA before Ray gave it a
         # GPU would not see the right one.
-        if len(ray.nodes()) > 1 or can_grow or "GPU" in each:
-            if stage.preflight:
-                stage.preflight(config, run)
-            started = []
-        else:
+        started: list[Any] = []
+        if len(ray.nodes()) == 1 and not can_grow and "GPU" not in each:
             started = start_warm_up(job, concurrency.trials * workers)
+        elif stage.preflight:
+            stage.preflight(config, run)
 
         def prepare() -> None:
             finish_warm_up(started)
