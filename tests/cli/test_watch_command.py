@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raystill.cli.watch_command import LogTail, since_last_start
+from raystill.cli.watch_command import LogTail, RunLogs, since_last_start
 from raystill.run.events import EventLog
 from raystill.run.lock import hold_lock
 from raystill.run.paths import RunPaths
+from raystill.run.sweep_paths import SweepPaths
 
 
 def event(name: str, stage: str = "sft") -> dict[str, Any]:
@@ -33,6 +34,20 @@ def test_watching_begins_with_the_stage_that_was_begun_last() -> None:
     first, second = event("stage_started"), event("stage_started", "distill")
     assert since_last_start([first, event("progress"), second, event("note")]) == [second, event("note")]
     assert since_last_start([event("note")]) == [event("note")]
+
+
+def test_the_trials_of_a_sweep_are_seen_as_well(tmp_path: Path) -> None:
+    """What it logged before the watching began is no news."""
+    paths = RunPaths(root=tmp_path, store=tmp_path / "store")
+    sweep = SweepPaths.of(paths, "s")
+    with EventLog(sweep.log, "tune") as events:
+        events.emit("trial_started", trial=0)
+        logs = RunLogs(paths)
+        assert logs.new_records() == []
+        events.emit("trial_finished", trial=0, outcome="complete")
+        with EventLog(SweepPaths.of(paths, "later").log, "tune") as others:
+            others.emit("trial_started", trial=7)
+        assert [record["trial"] for record in logs.new_records()] == [7, 0]
 
 
 def test_a_run_is_watched_until_nobody_works_on_it(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_too_little_disk_and_memory_are_found_with_both_numbers(
     assert "1048576.0 GiB" in said(result, "environment", "warning")
 
 
+def test_whatever_is_not_sound_comes_with_its_repair(check: Callable[..., CheckResult]) -> None:
+    """Warnings too."""
+    opened = {"model": {"name": str(DEMO / "teacher")}, "pipeline": {"max_new_tokens": 400}}
+    result = check(
+        teacher={"engine": "transformers", "open": opened, "base": {"prompt_length": 2}},
+        student={"base_model_name": str(DEMO / "teacher")},
+        training={"max_seq_len": 100, "checkpoint_cleanup": {"min_free_space_gb": 1e6}},
+    )
+    found = [finding for finding in result.findings if finding.level != "ok"]
+    assert len(found) >= 4 and [finding for finding in found if not finding.fix] == []
+
+
 def said(result: CheckResult, area: str, level: str = "ok") -> str:
     return " | ".join(f.what for f in result.findings if (f.area, f.level) == (area, level))
 

@@ -46,7 +46,9 @@ def test_the_tighter_rate_decides_the_time() -> None:
 def warn(**sections: Any) -> str | None:
     section = closed(pipeline={"max_new_tokens": 200}, **sections).teacher.closed
     assert section is not None
-    return find_budget_warning("teacher", section, teacher_work(WORK))
+    found = find_budget_warning("teacher", section, teacher_work(WORK))
+    assert found is None or (found.where and found.fix)
+    return None if found is None else found.what
 
 
 def test_what_the_budget_will_say_is_said_before() -> None:

@@ -43,7 +43,7 @@ def test_every_training_answer_is_a_question() -> None:
     assert found.operations is None
     assert found.describe() == "160 answers, ~35,200 tokens to read, ~4,000 to write"
     (warning,) = find_budget_warnings(config, {"grade"}, WORK, found)
-    assert "grade.closed.budget.max_cost_usd" in warning
+    assert "grade.closed.budget.max_cost_usd" in warning.what
     assert find_budget_warnings(config, set(), WORK, found) == []
     assert stage_demand(config, "grade", "cpu") is None
 

@@ -73,6 +73,20 @@ def test_signal_bytes_scale_with_the_stored_logprobs(tmp_path: Path) -> None:
     assert generate_bytes(0) > 500 * 6
 
 
+def test_signals_take_disk_once_where_they_are_captured(tmp_path: Path) -> None:
+    stages = [stage(name) for name in ("generate", "score")]
+
+    def sizes(capture: str) -> list[int]:
+        opened = {"model": {"name": "t"}, "pipeline": {"max_new_tokens": 10}}
+        teacher = {"open": opened, "signals": {"capture": capture}}
+        found = compute_plan(make(tmp_path, teacher=teacher), stages).stages
+        return [item.disk_bytes or 0 for item in found]
+
+    with_answers, later = sizes("generation"), sizes("score")
+    assert later[1] == 500 * 57 and with_answers[1] == 0
+    assert with_answers[0] - later[0] == 500 * 57
+
+
 def test_finished_stages_cost_nothing_and_their_counts_are_used(tmp_path: Path) -> None:
     config = make(tmp_path)
     before = compute_plan(config, STAGES)
@@ -107,7 +121,7 @@ def test_too_little_disk_is_a_warning(tmp_path: Path) -> None:
     """I35."""
     training = {"checkpoint_cleanup": {"min_free_space_gb": 1e9}}
     assert any(
-        "min_free_space_gb" in line
+        "min_free_space_gb" in line.what and line.fix
         for line in compute_plan(make(tmp_path, training=training), STAGES).warnings
     )
 
@@ -124,10 +138,10 @@ def test_a_student_that_is_no_smaller_than_its_teacher_is_warned_of(tmp_path: Pa
     opened = {"open": {"model": {"name": str(teacher)}}}
     big = {**STUDENT, "hidden_size": 512, "intermediate_size": 2048}
     assert any(
-        "large ones" in each
+        "large ones" in each.what and each.fix
         for each in compute_plan(make(tmp_path, teacher=opened, student=big), STAGES).warnings
     )
     same = make(tmp_path, teacher=opened, student={"base_model_name": str(teacher)})
-    assert any("teacher itself" in each for each in compute_plan(same, STAGES).warnings)
+    assert any("teacher itself" in each.what for each in compute_plan(same, STAGES).warnings)
     small = make(tmp_path, teacher=opened, student={**STUDENT, "hidden_size": 8, "intermediate_size": 8})
-    assert not any("student" in each for each in compute_plan(small, STAGES).warnings)
+    assert not any("student" in each.what for each in compute_plan(small, STAGES).warnings)

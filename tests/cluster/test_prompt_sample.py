@@ -39,6 +39,18 @@ def test_references_longer_than_answers_may_be_are_cut(tmp_path: Path) -> None:
     assert estimate_workload(config(path), None, None).completion_tokens == 3 * 40
 
 
+def test_prompts_that_will_be_dropped_are_no_work(tmp_path: Path) -> None:
+    rows = [{"prompt": "a" * 40, "reference": "b" * 80}] * 3 + [{"prompt": "a" * 4000}]
+    path = write(tmp_path / "prompts.jsonl", rows * 10)
+    plain = config(path).model_dump(mode="json")
+    plain["teacher"]["base"]["prompt_length"] = 100
+    assert estimate_workload(Config.model_validate(plain), None, None).rows == 40
+    plain["prompts"]["over_length"] = "drop"
+    work = estimate_workload(Config.model_validate(plain), None, None)
+    assert work.rows == 30 and work.prompt_tokens is not None and work.prompt_tokens < 30 * 30
+    assert any("25% of the prompts are dropped" in note for note in work.notes)
+
+
 @pytest.mark.parametrize("content", ["", "not json\n", '{"nothing": 1}\n'])
 def test_what_cannot_be_read_is_left_to_the_stage(tmp_path: Path, content: str) -> None:
     path = tmp_path / "prompts.jsonl"

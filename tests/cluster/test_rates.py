@@ -13,6 +13,7 @@ from raystill.cluster.rates import (
     rate_key,
     rates_path,
     remember_rate,
+    startup_key,
 )
 from raystill.cluster.workload import estimate_workload
 from raystill.config.schema import Config
@@ -53,16 +54,28 @@ def generated() -> Manifest:
 
 def test_rates_are_kept_and_follow_new_runs(tmp_path: Path) -> None:
     config, paths = make(tmp_path)
-    key = rate_key("sft", machine_name("cpu", 2), 500)
-    assert rate_key("sft", machine_name("cpu", 2), 600) == key != rate_key("sft", machine_name("cpu", 4), 500)
+    machine = machine_name("cpu", 2)
+    key, startup = rate_key("sft", machine, 500), startup_key("sft", machine)
+    assert rate_key("sft", machine, 600) == key != rate_key("sft", machine_name("cpu", 4), 500)
     remember_rate(config, paths, trained(3.0), "cpu")
-    assert load_rates(paths) == {key: pytest.approx(1e6)}
+    assert load_rates(paths) == {key: pytest.approx(1e6), startup: 0.01}
     remember_rate(config, paths, trained(1.0), "cpu")
-    assert load_rates(paths) == {key: pytest.approx(2e6)}
+    assert load_rates(paths)[key] == pytest.approx(2e6)
     remember_rate(config, paths, trained(0.1), "cpu")  # too short to say anything
-    assert load_rates(paths) == {key: pytest.approx(2e6)}
+    assert load_rates(paths)[key] == pytest.approx(2e6)
     rates_path(paths).write_text("[1", encoding="utf-8")
     assert load_rates(paths) == {}
+
+
+def test_what_a_stage_takes_besides_its_work_is_kept_apart(tmp_path: Path) -> None:
+    """So that a short run foretells a long one."""
+    config, paths = make(tmp_path)
+    manifest = trained(10.0).model_copy(update={"metrics": {"loop_seconds": 3.0}})
+    remember_rate(config, paths, manifest, "cpu")
+    machine = machine_name("cpu", 2)
+    rates = load_rates(paths)
+    assert rates[rate_key("sft", machine, 500)] == pytest.approx(1e6)
+    assert rates[startup_key("sft", machine)] == pytest.approx(7.0)
 
 
 def test_plans_know_how_long_answers_were(tmp_path: Path) -> None:

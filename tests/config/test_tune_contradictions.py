@@ -74,6 +74,30 @@ def test_a_sound_space_loads_with_blocks_that_are_not_there_yet(tmp_path: Path) 
     assert loaded.config.tune.metric == "eval/ce"
 
 
+def test_keys_that_no_trial_would_look_at_are_refused(tmp_path: Path) -> None:
+    """All trials would be alike."""
+    hidden = {"student.hidden_size": {"choice": [32, 64]}}
+
+    def write(train: dict[str, Any], space: dict[str, Any], **more: Any) -> Path:
+        path = tmp_path / "sweep.yaml"
+        values = {"train": train, "tune": {"space": space, **more}}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    both: dict[str, Any] = {"sft": {}, "distillation": {}}
+    for space, stage in (
+        ({"train.sft.learning_rate": {"uniform": [0.1, 0.2]}}, "distill"),
+        ({RATE: {"uniform": [0.1, 0.2]}}, "sft"),
+        ({"losses.ce_weight": {"uniform": [0.1, 0.2]}}, "sft"),
+        (hidden, "distill"),
+    ):
+        with pytest.raises(ConfigError, match="changes nothing") as caught:
+            load_config([write(both, space, stage=stage)])
+        assert caught.value.problems[0].fix
+    load_config([write({"sft": {}, "distillation": {"init": "student"}}, hidden)])
+    load_config([write({"distillation": {}}, hidden)])
+
+
 def test_a_sweep_needs_its_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.sft"):
         load(tmp_path, {RATE: {"uniform": [0.1, 0.2]}}, stage="sft")

@@ -221,9 +221,21 @@ def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
     assert (latest_valid(checkpoints).step or 0) > saved.step
 
 
-def canary_config(root: Path, base_url: str) -> dict[str, Any]:
-    """A closed teacher whose key every process has in its environment."""
+def canary_config(root: Path, base_url: str, *, trains: bool) -> dict[str, Any]:
+    """A closed teacher whose key every process has in its environment; `trains` goes on to the report."""
+    student = {
+        "tokenizer": str(DEMO_TEACHER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    training = {
+        "student": student,
+        "train": {"sft": {}},
+        "training": {"steps": 2, "cpus_per_worker": 1, "checkpoint_cleanup": {"min_free_space_gb": 0.0}},
+        "evaluation": {"min_samples": 1},
+        "export": {"verify_prompts": 0},
+    }
     return {
+        **(training if trains else {}),
         "run": {"name": "canary", "dir": str(root / "runs")},
         "device": {"type": "cpu"},
         "prompts": {
@@ -269,14 +281,16 @@ def arguments_of_processes() -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_key_of_a_closed_teacher_is_written_nowhere(
-    dashboard: str, session: Path, tmp_path: Path
+    dashboard: str, session: Path, tmp_path: Path, trains: bool
 ) -> None:
-    """Not on a terminal, in a log, in Ray's session, API or arguments, nor in anything that a run leaves."""
+    """Not on a terminal, in a log, in Ray's session, API or arguments, nor in anything that a run leaves:
+    manifests, and where it trains, checkpoints, models and the report."""
     seen: set[str] = set()
     with ScriptedApi() as api:
         folder = write_submission(tmp_path)
-        config = canary_config(tmp_path, api.base_url)
+        config = canary_config(tmp_path, api.base_url, trains=trains)
         (folder / "canary.yaml").write_text(yaml.safe_dump(config))
         line = [sys.executable, "-P", "-m", "raystill.cli.main", "submit", "run", "--config", "canary.yaml"]
         line += ["--address", dashboard]
@@ -292,6 +306,8 @@ def test_the_key_of_a_closed_teacher_is_written_nowhere(
         assert api.counts.answered >= 60
     run = tmp_path / "runs" / "canary"
     assert load_manifest(run / "generate") is not None
+    assert (run / "report.html").exists() == trains
+    assert any(run.rglob("checkpoints/step-*")) == trains
     name = json.loads(raystill("jobs", "--address", dashboard, "--json").stdout)["jobs"][-1]["submission_id"]
     lists = ("actors", "tasks", "workers", "nodes", "jobs", "objects", "placement_groups", "runtime_envs")
     pages = [f"/api/v0/{kind}?detail=1" for kind in lists]

@@ -18,8 +18,10 @@ import pytest
 from raystill.config.schema import Config
 from raystill.report.build import build_report
 from raystill.report.facts import choose_samples, load_curve
+from raystill.report.sweep_facts import SweepFacts, SweepTrial
 from raystill.run.paths import STAGE_NAMES, RunPaths
 from raystill.run.publish import write_json
+from raystill.run.sweep_paths import SweepPaths
 
 HOSTILE = (
     "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)><style>*{display:none}</style>"
@@ -158,6 +160,27 @@ def test_the_plan_stands_beside_what_happened(finished: tuple[Config, RunPaths])
     _, page = read(build_report(paths, config))
     paths.forecast.unlink()
     for wanted in ("planned time", "2 min 41 s", "12,345", "7.8 MB"):
+        assert wanted in page.text, wanted
+
+
+def test_sweeps_over_the_run_are_shown_with_their_pictures(finished: tuple[Config, RunPaths]) -> None:
+    """I38: names and values of a sweep are text."""
+    config, paths = finished
+    sweep = SweepPaths.of(paths, "s")
+    sweep.root.mkdir(parents=True)
+    write_json(sweep.record, {})
+    trials = [
+        SweepTrial(
+            n, "complete", 1.0 / (n + 1), {"a.rate": 0.1 * n, "word": HOSTILE}, [(1, 2.0), (2, 1.0)], 3.0, ""
+        )
+        for n in range(4)
+    ]
+    facts = SweepFacts(HOSTILE, "eval/ce", "min", trials, 3, [("0.25", "best eval/ce", "")], "raystill run")
+    write_json(sweep.page_facts, facts.to_json())
+    text, page = read(build_report(paths, config))
+    shutil.rmtree(sweep.root.parent)
+    assert_stands_alone(text, page)
+    for wanted in ("Sweep: ", "Values and results", "What mattered", "3 (best)", "best eval/ce"):
         assert wanted in page.text, wanted
 
 

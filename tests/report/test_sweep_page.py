@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from raystill.report.parallel import Path as Course
 from raystill.report.parallel import parallel_coordinates, shorten
-from raystill.report.sweep_page import SweepFacts, SweepTrial, build_sweep_report, measure_importance
+from raystill.report.sweep_facts import SweepFacts, SweepTrial, load_sweeps
+from raystill.report.sweep_page import build_sweep_report, measure_importance
+from raystill.run.paths import RunPaths
+from raystill.run.sweep_paths import SweepPaths
 
 
 def trial(number: int, score: float | None, problem: str = "", **params: object) -> SweepTrial:
@@ -41,6 +45,19 @@ def test_the_page_holds_every_trial_and_nothing_that_acts(tmp_path: Path) -> Non
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1 (best)" in page and "&lt;script&gt;" in page and "<script" not in page
     assert page.count('class="curve') >= 2 + 2  # parallel coordinates and courses
+
+
+def test_a_run_finds_the_sweeps_that_have_ended(tmp_path: Path) -> None:
+    paths = RunPaths(root=tmp_path, store=tmp_path / "store")
+    facts = SweepFacts("s", "eval/ce", "min", [trial(0, 0.5, a=[1, "x"])], 0, [("1", "best", "min")], "run")
+    for name, text in (("good", json.dumps(facts.to_json())), ("torn", "{"), ("early", None)):
+        sweep = SweepPaths.of(paths, name)
+        sweep.root.mkdir(parents=True)
+        sweep.record.write_text("{}", encoding="utf-8")
+        if text is not None:
+            sweep.page_facts.write_text(text, encoding="utf-8")
+    (found,) = load_sweeps(paths)
+    assert found.trials[0].params == {"a": [1, "x"]} and found.facts == facts.facts and found.best == 0
 
 
 def test_axes_take_words_magnitudes_and_single_values() -> None:

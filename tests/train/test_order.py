@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from raystill.errors import ConfigError
-from raystill.train.order import Curriculum, RowFacts, RowOrder
+from raystill.train.curriculum import Curriculum
+from raystill.train.order import RowFacts, RowOrder
 
 _ROWS = 90
 

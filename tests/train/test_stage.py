@@ -83,4 +83,5 @@ def test_4_bit_teachers_need_their_package_before_anything_is_asked(
 def test_progress_says_where_the_run_is() -> None:
     line = {"step": 4, "total_steps": 8, "train/loss": 1.23456, "train/tok_s_useful": 1000.0}
     fields = progress_fields(line)
+    assert fields.pop("measured") == {"train/loss": 1.23456, "train/tok_s_useful": 1000.0}
     assert fields == {"done": 4, "total": 8, "unit": "steps", "loss": 1.2346, "tokens_per_s": 1000.0}

@@ -13,16 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from raystill.checkpoint.store import verify_checkpoint
 from raystill.config.load import load_config
 from raystill.config.loaded import LoadedConfig
+from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError, EnvironmentFault
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
-from raystill.tune.records import load_trials
+from raystill.tune.records import TrialRecord, begin_trial, load_trials
 from raystill.tune.sweep import run_sweep
 
 pytestmark = pytest.mark.ray
@@ -44,7 +46,8 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
     result = run_sweep(loaded)
     assert [trial.outcome for trial in result.trials] == ["complete", "complete", "failed"]
     assert result.trials[2].problem and result.best is not None and result.best.number == 1
-    assert result.teacher_rows == 0
+    assert result.teacher_rows == 0 and result.teacher_passes == 0
+    assert result.to_json()["teacher_passes"] == 0
     assert pq.read_table(result.paths.table)[RATE].to_pylist() == [1e-5, 3e-3, 1e30]
     with result.paths.csv.open(encoding="utf-8") as stream:
         assert [row["outcome"] for row in csv.DictReader(stream)] == ["complete", "complete", "failed"]
@@ -81,6 +84,29 @@ def test_a_trial_that_crashes_harms_nobody(sweep_config: SweepConfig, ray_addres
     result = run_sweep(loaded)
     assert [trial.outcome for trial in result.trials] == ["failed", "complete"]
     assert result.trials[0].problem and result.best is not None and result.best.number == 1
+
+
+@pytest.mark.soak
+def test_a_trial_whose_process_is_killed_goes_on(sweep_config: SweepConfig, ray_address: str) -> None:
+    """F35: started again it goes on from its newest checkpoint, and the next one trains as well."""
+    loaded = sweep_config(
+        "shot", search="grid", scheduler="none", max_concurrent=1, report_every=2,
+        space={RATE: {"grid": [1e-3, 2e-3]}},
+    )  # fmt: skip
+    shot: list[int] = []
+
+    def shoot(records: list[TrialRecord], *_: Any) -> None:
+        if shot or not records or len(records[0].reports) < 2 or records[0].outcome != "unfinished":
+            return
+        for process in psutil.Process().children(recursive=True):
+            if "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                process.kill()
+                shot.append(process.pid)
+
+    result = run_sweep(loaded, watch=shoot)
+    assert len(shot) == 1
+    assert [trial.outcome for trial in result.trials] == ["complete", "complete"]
+    assert [report.step for report in result.trials[0].reports] == [2, 4, 6, 8, 10]
 
 
 def test_a_killed_driver_loses_nothing(
@@ -178,6 +204,22 @@ def test_optuna_chooses_the_trials_and_a_resumed_search_chooses_others(
     assert again.trials[:2] == first.trials[:2] and again.reused == {0, 1}
     assert again.trials[2].outcome == "complete"
     assert len({trial.params[RATE] for trial in again.trials}) == 3  # none of the earlier ones once more
+
+
+def test_what_no_trial_could_do_is_refused_and_fresh_keeps_what_there_is(
+    sweep_config: SweepConfig, ray_address: str
+) -> None:
+    """A trial's process looks, so that the driver imports no torch; nothing is written or let go before."""
+    loaded = sweep_config("refused", num_samples=1, space={RATE: {"uniform": [1e-3, 2e-3]}})
+    plain = loaded.config.model_dump(mode="json")
+    plain["train"]["distillation"]["peft"] = {"lora": {"r": 4096}}
+    config = Config.model_validate(plain)
+    sweep = SweepPaths.of(RunPaths.from_config(config), "sweep")
+    begin_trial(sweep, 0, "before", {RATE: 1e-3})
+    with pytest.raises(ConfigError, match="rank 4096 is above the full rank") as caught:
+        run_sweep(LoadedConfig(config), fresh=True)
+    assert caught.value.problems[0].where.endswith("lora.r") and caught.value.problems[0].fix
+    assert not sweep.record.exists() and [trial.number for trial in load_trials(sweep)] == [0]
 
 
 def test_a_trial_that_fits_nowhere_is_refused(sweep_config: SweepConfig, ray_address: str) -> None:

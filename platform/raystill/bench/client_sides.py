@@ -41,6 +41,9 @@ class _Observer:
     def on_request(self, is_retry: bool) -> None:
         """Nothing."""
 
+    def on_ended(self, failure: Any) -> None:
+        """Nothing."""
+
     def on_risk(self, entry: Any) -> None:
         """Nothing."""
 

@@ -1,10 +1,10 @@
 """A sweep against Ray Tune's naive pattern: the same LoRA trials, from the same stored answers.
 
 Ours is `raystill tune`: trials run flat, in processes that stay, as many at once as there are cores, and
-share encoded rows. The peer is what Ray's documentation shows for distributed training under Tune: every
-trial is a driver of its own (1 CPU) that starts a TorchTrainer with one worker (1 CPU), which loads
-everything, with Ray's own settings and as many trials at once as those CPUs allow. The second peer's drivers
-reserve no CPU, so that as many train at once as with us. All train by the same loop with the same threads,
+share encoded rows. The peers are what Ray's documentation shows for distributed training under Tune: every
+trial is a driver of its own that starts a TorchTrainer with one worker (1 CPU), which loads everything. Where
+drivers take Ray's default of 1 CPU, one trial trains at a time on two cores; where they reserve nothing, as
+many train at once as with us. The goal holds against both. All train by the same loop with the same threads,
 so losses are equal.
 
 Wall time is that of the whole search with Ray's start, in a process of its own. A trial's training lies
@@ -48,7 +48,7 @@ class Sizes:
         return len(self.ranks) * len(self.rates)
 
 
-QUICK = Sizes(ranks=(8,), rates=_RATES[1:3], steps=20, prompts=200, peers=PEERS[:1])
+QUICK = Sizes(ranks=(8,), rates=_RATES[1:3], steps=20, prompts=200, peers=PEERS[1:])
 
 
 def run_bench(*, quick: bool = False) -> dict[str, Any]:
@@ -107,10 +107,8 @@ def compare(sizes: Sizes, found: dict[str, dict[str, Any]]) -> list[BenchRow]:
     case = f"{sizes.trials} LoRA trials of {middle:.0f} s"
     for peer in sizes.peers:
         theirs = found[peer]
-        judged = peer == PEERS[0]
         ratio = ours["wall_s"] / theirs["wall_s"]
-        goal = f"<= {WALL_GOAL:.2f}" if judged else ""
-        met = ratio <= WALL_GOAL or not judged
+        goal, met = f"<= {WALL_GOAL:.2f}", ratio <= WALL_GOAL
         rows.append(BenchRow(case, "wall, s", ours["wall_s"], theirs["wall_s"], peer, ratio, goal, met))
         mine, other = overhead_seconds(ours), overhead_seconds(theirs)
         rows.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> int:
     """Run an app so that every error is a message and an exit code; only --debug shows a traceback."""
     debug = "--debug" in arguments
+    # Looking for plugins reads the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
     def say(error: RaystillError) -> None:
         if "--json" in arguments:

@@ -92,7 +92,7 @@ def _print_plan(planned: Plan) -> None:
         RESULTS.print(f"{name:<12} {value}")
     for line in planned.assumptions:
         RESULTS.print(f"  assumes: {line}", style="dim")
-    for line in planned.warnings:
-        RESULTS.print(f"warning: {line}", style="yellow")
+    for warning in planned.warnings:
+        RESULTS.print(f"warning: {warning}", style="yellow", markup=False)
     for problem in planned.blockers:
         RESULTS.print(f"blocked: {problem}", style="red", markup=False)

@@ -13,10 +13,10 @@ from raystill.run.events import seconds_left
 
 PROGRESS_EVENT = "progress"
 _LINE_EVERY_SECONDS = 30.0
-_SILENT_EVENTS = frozenset({"stage_finished", "stage_failed"})
+_SILENT_EVENTS = frozenset({"stage_finished", "stage_failed", "models_compared"})
 _MESSAGES = frozenset({"note", "warning"})
 # Amounts that are only worth a word where there are any.
-_RARE = frozenset({"rejected", "retries", "at_risk_usd"})
+_RARE = frozenset({"rejected", "retries", "in_flight", "http_429", "http_5xx", "at_risk_usd"})
 _FRAME_FIELDS = frozenset({"time", "stage", "event"})
 _REFRESH_SECONDS = 0.2
 _BAR_CELLS = 12

@@ -28,17 +28,24 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print how far a run is: stages, rows, what was spent and what was reused; and live batches."""
+    """Print how far a run is: stages, rows, what was spent and reused; its sweeps, and live batches."""
     from raystill.run.status import read_status
+    from raystill.run.sweep_status import list_sweeps
     from raystill.teacher.batch_api.overview import list_live_batches
 
     paths = find_run(run, config, overrides)
     found = read_status(paths)
     batches = [batch for store in (paths.store, paths.judge_store) for batch in list_live_batches(store)]
+    sweeps = list_sweeps(paths)
     if as_json:
-        print_json(asdict(found) | {"batches": [asdict(batch) for batch in batches]})
+        listed = {"batches": [asdict(batch) for batch in batches], "sweeps": [asdict(s) for s in sweeps]}
+        print_json(asdict(found) | listed)
         return
     _print_status(found, _stages_of(paths))
+    for sweep in sweeps:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(sweep.outcomes.items()))
+        working = "; a process works on it now" if sweep.is_locked else ""
+        RESULTS.print(f"sweep {sweep.name}: {sweep.trials} trials ({counts}){working}", markup=False)
     print_batches(batches)
 
 

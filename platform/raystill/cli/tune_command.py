@@ -131,7 +131,8 @@ def _print_result(result: SweepResult, config: Config) -> None:
         f"(limit: {result.concurrency.limit}); {result.overhead_seconds:.1f} s per trial around the trials"
     )
     RESULTS.print(
-        f"teacher: {result.teacher_rows} rows generated; every trial trained from the stored answers"
+        f"teacher: {result.teacher_passes} forward passes and {result.teacher_rows} new rows; every trial "
+        "trained from the stored answers"
     )
     if result.best is not None and result.best.last is not None:
         RESULTS.print(

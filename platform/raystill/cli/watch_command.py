@@ -11,6 +11,7 @@ from typing import Any
 from raystill.cli.arguments import ConfigFiles, Debug, Overrides
 from raystill.cli.status_command import RunDirectory, find_run
 from raystill.cli.terminal import LOG
+from raystill.run.paths import RunPaths
 
 _POLL_SECONDS = 0.5
 
@@ -21,22 +22,25 @@ def watch(
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Show a run's progress until no process works on it; Ctrl-C ends the watching, not the run."""
+    """Show the progress of a run and its sweeps until no process works on it; Ctrl-C ends the watching, not
+    the run."""
     from raystill.cli.progress import TerminalObserver
     from raystill.run.status import read_status
+    from raystill.run.sweep_status import list_sweeps
 
     paths = find_run(run, config, overrides)
     observer = TerminalObserver()
-    log = LogTail(paths.run_log)
-    for record in since_last_start(log.new_records()):
+    logs = RunLogs(paths)
+    for record in since_last_start(logs.run.new_records()):
         show(observer, record)
     is_worked_on = True
     while is_worked_on:
         time.sleep(_POLL_SECONDS)
-        records = log.new_records()
-        if not records and not read_status(paths).is_locked:
+        records = logs.new_records()
+        is_held = read_status(paths).is_locked or any(sweep.is_locked for sweep in list_sweeps(paths))
+        if not records and not is_held:
             is_worked_on = False
-            records = log.new_records()  # written just before the lock went
+            records = logs.new_records()  # written just before the lock went
         for record in records:
             show(observer, record)
     LOG.print("no process works on it")
@@ -55,6 +59,26 @@ def since_last_start(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of the stage that was begun last."""
     starts = [place for place, record in enumerate(records) if record["event"] == "stage_started"]
     return records[starts[-1] :] if starts else records
+
+
+class RunLogs:
+    """The log of a run and those of its sweeps, of which only what comes from now on is shown."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self.run = LogTail(paths.run_log)
+        self._paths = paths
+        self._sweeps: dict[Path, LogTail] = {}
+        for tail in self._tails():
+            tail.new_records()
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """Events since the last call, those of the run first."""
+        return [*self.run.new_records(), *(record for tail in self._tails() for record in tail.new_records())]
+
+    def _tails(self) -> list[LogTail]:
+        for path in sorted((self._paths.root / "tune").glob("*/sweep.jsonl")):
+            self._sweeps.setdefault(path, LogTail(path))
+        return list(self._sweeps.values())
 
 
 class LogTail:

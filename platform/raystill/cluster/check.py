@@ -15,6 +15,7 @@ from raystill.cluster.check_data import (
 )
 from raystill.cluster.check_endpoint import check_judge, check_teacher_endpoint
 from raystill.cluster.check_environment import check_environment
+from raystill.cluster.check_identity import AREA, check_identity
 from raystill.cluster.findings import Finding, Findings
 from raystill.cluster.plan import Plan
 from raystill.config.schema import Config
@@ -48,7 +49,7 @@ def run_check(config: Config, plan: Plan, *, asks_endpoints: bool = False) -> Ch
     for problem in plan.blockers:
         findings.fail("config", ConfigError(problem.what, problem.where, problem.fix))
     for warning in plan.warnings:
-        findings.warn("config", warning)
+        findings.warn("config", warning.what, warning.where, warning.fix)
     check_environment(config, plan, findings)
     prompts = check_data(config, findings)
     teacher = student = example = None
@@ -69,4 +70,6 @@ def run_check(config: Config, plan: Plan, *, asks_endpoints: bool = False) -> Ch
         chat = student or teacher
         if chat is not None and prompts:
             example = view_example(chat, prompts[0])
+    with findings.catching(AREA):
+        check_identity(config, prompts, findings)
     return CheckResult(findings.all, example, findings.exit_code)

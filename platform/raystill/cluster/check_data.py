@@ -148,7 +148,10 @@ def check_student(config: Config, teacher: ChatFormat | None, findings: Findings
         )
     if compared.compatible and teacher.turn_end_id != chat.turn_end_id:
         findings.warn(
-            "templates", "teacher and student end a turn with different tokens", "student.tokenizer"
+            "templates",
+            "teacher and student end a turn with different tokens",
+            where="student.tokenizer",
+            fix="give the student the teacher's chat template: served, its answers would end otherwise",
         )
     return chat
 

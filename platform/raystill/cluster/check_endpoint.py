@@ -132,7 +132,12 @@ def _compare(endpoint: KnownEndpoint, asked: Asked, wanted: int, findings: Findi
     config, known = endpoint.config, asked.capabilities
     needed = endpoint.wanted_logprobs and wanted
     for note in capability_notes(known, wanted_logprobs=needed, has_scorer=config.teacher.open is not None):
-        findings.warn("endpoint", note)
+        findings.warn(
+            "endpoint",
+            note,
+            where=endpoint.where,
+            fix="use an endpoint that can, as vLLM's server does; or leave it: the run takes what there is",
+        )
     if config.teacher.base.tool_schema is not None and not known.has_json_schema:
         findings.warn(
             "endpoint",

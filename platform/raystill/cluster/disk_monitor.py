@@ -81,15 +81,15 @@ class DiskGauges:
         from ray.util.metrics import Gauge
 
         tags = ("node", "uses")
-        self._free = Gauge("raystill_disk_free_bytes", "Free bytes of a filesystem in use.", tag_keys=tags)
-        self._total = Gauge("raystill_disk_total_bytes", "Size of a filesystem in use.", tag_keys=tags)
+        self._free = Gauge("raystill_disk_free_gb", "Free GiB of a filesystem in use.", tag_keys=tags)
+        self._total = Gauge("raystill_disk_total_gb", "Size in GiB of a filesystem in use.", tag_keys=tags)
 
     def set(self, node: str, readings: list[FilesystemReading]) -> None:
         """Publish `readings`."""
         for reading in readings:
             tags = {"node": node, "uses": ",".join(reading.uses)}
-            self._free.set(reading.free_bytes, tags)
-            self._total.set(reading.total_bytes, tags)
+            self._free.set(reading.free_gb, tags)
+            self._total.set(reading.total_bytes / 2**30, tags)
 
 
 class DiskProbe:

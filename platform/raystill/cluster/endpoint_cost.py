@@ -8,6 +8,7 @@ from typing import Literal
 from raystill.cluster.workload import Workload
 from raystill.config.closed_teacher import ClosedTeacher
 from raystill.config.schema import Config
+from raystill.errors import Problem
 
 _MILLION = 1e6
 
@@ -68,22 +69,25 @@ def compute_least_seconds(closed: ClosedTeacher, work: EndpointWork) -> float | 
 
 def find_budget_warning(
     section: Literal["teacher", "grade"], closed: ClosedTeacher, work: EndpointWork
-) -> str | None:
+) -> Problem | None:
     """What the budget of `section`.closed will say to `work`; None where it lets it pass."""
     usd = compute_cost_usd(closed, work)
     if usd is None:
         return None
     cap = closed.budget.max_cost_usd
     if cap is not None and usd > cap:
-        return (
+        return Problem(
             f"{section}.closed costs about ${usd:,.2f}, and {section}.closed.budget.max_cost_usd is "
-            f"${cap:,.2f}: the run stops there and keeps its answers; a higher cap lets it go on"
+            f"${cap:,.2f}: the run stops there and keeps its answers",
+            f"{section}.closed.budget.max_cost_usd",
+            "a higher cap lets it go on",
         )
     longest = (work.requests or 0) * closed.pipeline.max_new_tokens
     worst = compute_cost_usd(closed, replace(work, completion_tokens=longest)) or 0.0
     if cap is None and worst > closed.budget.ask_above_usd:
-        return (
-            f"{section}.closed may cost up to ${worst:,.2f}, and there is no cap: nothing is sent before "
-            f"{section}.closed.budget.max_cost_usd (or ask_above_usd) is set"
+        return Problem(
+            f"{section}.closed may cost up to ${worst:,.2f}, and there is no cap: nothing is sent",
+            f"{section}.closed.budget.max_cost_usd",
+            "set it, or ask_above_usd beside it",
         )
     return None

@@ -13,6 +13,7 @@ from raystill.cluster.plan import Plan
 from raystill.run.manifest import Manifest
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import make_directory, write_json
+from raystill.store.layout import SCORE_KINDS, StoreLayout
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,21 @@ def _happened(paths: RunPaths, name: StageName, manifest: Manifest) -> Expected:
     if name == "prepare":
         tokens = manifest.metrics.get("prompt_tokens", {}).get("total")
     size: int | None = _tree_bytes(paths.stage_dir(name))
-    if name == "generate":
-        size = _tree_bytes(paths.stage_dir(name)) + _tree_bytes(paths.store) if _is_own(paths) else None
-    elif name == "score":
-        size = None  # its signals lie in the store, beside the answers
+    if name in ("generate", "score"):
+        scored = _scored_bytes(paths)
+        answers = _tree_bytes(paths.store) - (scored or 0) if isinstance(paths.store, Path) else 0
+        more = answers if name == "generate" else scored
+        size = None if size is None or scored is None or more is None else size + more
     return Expected(manifest.seconds, tokens, size)
 
 
-def _is_own(paths: RunPaths) -> bool:
-    """Whether the store lies in the run directory; others have more than this run's rows."""
-    return isinstance(paths.store, Path) and paths.store.parent == paths.root
+def _scored_bytes(paths: RunPaths) -> int | None:
+    """What score has added to the store; None where that isn't in the run directory: such a store has more
+    than this run's rows."""
+    if not isinstance(paths.store, Path) or paths.store.parent != paths.root:
+        return None
+    layout = StoreLayout(paths.store)
+    return sum(_tree_bytes(layout.parts(kind, 0).parent) for kind in SCORE_KINDS)
 
 
 def _tree_bytes(directory: Path) -> int:

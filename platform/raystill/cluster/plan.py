@@ -36,7 +36,7 @@ from raystill.run.stage import Stage
 from raystill.run.state import load_stage_state
 
 RESIDENT_BYTES = 16  # training: float32 weight, two moments and a gradient per parameter
-FLOPS = {"cpu": 1.5e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
+FLOPS = {"cpu": 2e10, "cuda": 1e14}  # useful operations per second: of one core, of one GPU
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Plan:
     unknown: tuple[StageName, ...]
     demands: tuple[Demand, ...]
     blockers: tuple[Problem, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Problem, ...]
     assumptions: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -83,12 +83,13 @@ def compute_plan(config: Config, stages: Sequence[Stage], blockers: Sequence[Pro
         config, manifest.get("prepare"), manifest.get("generate"), rates.get(answer_key(config))
     )
     teacher = _teacher_parameters(config)
-    student = student_parameters(config.student, _vocabulary(config))
+    vocabulary = _vocabulary(config)
+    student = student_parameters(config.student, vocabulary)
     device = _device(config)
     speed = FLOPS[device] * (1 if device == "cuda" else _num_cpus(config))
     judge = estimate_judge_work(config, workload)
     machine = machine_name(device, _num_cpus(config))
-    sizing = StageSizing(config, workload, judge, teacher, student, speed, machine, rates)
+    sizing = StageSizing(config, workload, judge, teacher, vocabulary, student, speed, machine, rates)
     planned = tuple(sizing.plan(stage.name, states[stage.name]) for stage in stages)
     working = [stage for stage in planned if stage.action != "reuse"]
     names = {stage.name for stage in working}
@@ -187,6 +188,6 @@ def _assumptions(
         *measured,
         f"time: {FLOPS[device] * (_num_cpus(config) if device == 'cpu' else 1):.0e} useful operations/s on "
         f"{where}, plus start-up of each stage; an order of magnitude, not a promise",
-        f"signals: {SIGNAL_BYTES_AT_20:.0f} bytes per completion token at 20 logprobs",
+        f"signals: {SIGNAL_BYTES_AT_20:.0f} bytes per completion token at 20 logprobs of a large vocabulary",
         f"checkpoints: {NUM_MILESTONES} milestones and {recent} recent ones, {TRAINED_BYTES} bytes/parameter",
     )

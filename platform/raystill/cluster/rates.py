@@ -1,4 +1,4 @@
-"""How fast stages were here: useful operations per second, by stage, machine and model size.
+"""How fast stages were here: operations per second by stage, machine and model size, and seconds of starting.
 
 Kept beside the runs as `rates.json`, so that a plan after the first run rests on what was measured.
 """
@@ -9,11 +9,13 @@ import json
 import math
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from raystill.cluster.model_size import count_local_parameters
-from raystill.cluster.workload import estimate_workload
+from raystill.cluster.operations import generation_operations, scoring_operations, training_operations
+from raystill.cluster.workload import Workload, estimate_workload
 from raystill.config.schema import Config
 from raystill.config.worker_range import worker_range
 from raystill.run.manifest import Manifest, load_manifest
@@ -34,9 +36,14 @@ def machine_name(device: str, num_cpus: int) -> str:
     return f"{device}-{platform.machine()}-{num_cpus if device == 'cpu' else 'gpu'}"
 
 
+def startup_key(stage: StageName, machine: str) -> str:
+    """The entry of a stage's seconds besides its work: engines, workers and models that load."""
+    return f"startup/{stage}/{machine}"
+
+
 def rate_key(stage: StageName, machine: str, parameters: int) -> str:
     """One entry per stage, machine and magnitude of the model (a factor of two)."""
-    return f"{stage}/{machine}/2^{round(math.log2(max(1, parameters)))}"
+    return f"rate/{stage}/{machine}/2^{round(math.log2(max(1, parameters)))}"
 
 
 def load_rates(paths: RunPaths) -> dict[str, float]:
@@ -57,14 +64,16 @@ def answer_key(config: Config) -> str:
 
 
 def remember_rate(config: Config, paths: RunPaths, manifest: Manifest, device: str) -> None:
-    """Take in how fast a stage was that has just done all of its work, and how long answers were."""
+    """Take in how fast a stage was that has just done all of its work, how long it took besides, and how many
+    tokens answers had."""
     found: dict[str, float] = {}
     prepared, generated = (load_manifest(paths.stage_dir(name)) for name in ("prepare", "generate"))
-    measured = measure(config, manifest, estimate_workload(config, prepared, generated).row_tokens)
+    measured = measure(config, manifest, estimate_workload(config, prepared, generated))
     if measured is not None:
-        operations, parameters, seconds = measured
         machine = machine_name(device, config.cluster.num_cpus or os.cpu_count() or 1)
-        found[rate_key(cast(StageName, manifest.stage), machine, parameters)] = operations / seconds
+        stage = cast(StageName, manifest.stage)
+        found[rate_key(stage, machine, measured.parameters)] = measured.operations / measured.seconds
+        found[startup_key(stage, machine)] = measured.startup_seconds
     counts = manifest.counts
     if manifest.stage == "generate" and counts.get("done") and counts.get("completion_tokens"):
         found[answer_key(config)] = counts["completion_tokens"] / counts["done"]
@@ -76,28 +85,47 @@ def remember_rate(config: Config, paths: RunPaths, manifest: Manifest, device: s
     write_json(rates_path(paths), {key: round(value, 2) for key, value in rates.items()})
 
 
-def measure(config: Config, manifest: Manifest, row_tokens: float | None) -> tuple[float, int, float] | None:
-    """Useful operations, parameters and seconds of a finished stage, counted as plans count them.
+@dataclass(frozen=True)
+class Measured:
+    """A finished stage's operations, counted as plans count them, the seconds that they took, and those that
+    it took besides."""
 
-    Training: 6 per parameter and token of the rows (`row_tokens` each); generation: 2 per teacher parameter
-    and completion token. The seconds are those of the whole stage, start-up included, so small stages look
-    slow and plans of them are right.
-    """
-    counts, seconds = manifest.counts, manifest.seconds
-    if seconds < _SHORTEST_SECONDS:
-        return None
+    operations: float
+    parameters: int
+    seconds: float
+    startup_seconds: float
+
+
+def measure(config: Config, manifest: Manifest, work: Workload) -> Measured | None:
+    """How fast a finished stage was; None where it says too little, or was too short to say anything."""
     if manifest.stage in ("sft", "distill"):
-        section = config.train.sft if manifest.stage == "sft" else config.train.distillation
-        if section is None or row_tokens is None:
-            return None
-        parameters = counts.get("parameters", 0)
-        rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
-        rows *= counts.get("steps", 0) * worker_range(config.training)[1]
-        operations = 6.0 * parameters * rows * row_tokens
-    elif manifest.stage == "generate" and config.teacher.open is not None:
-        tokens = counts.get("completion_tokens", 0) if not counts.get("reused") else 0
-        parameters = count_local_parameters(Path(config.teacher.open.model.name).expanduser()) or 0
-        operations = 2.0 * parameters * tokens
+        operations, parameters, seconds = _trained(config, manifest, work)
+    elif manifest.stage in ("generate", "score") and config.teacher.open is not None:
+        operations, parameters, seconds = _read_or_written(config, manifest, work)
     else:
         return None
-    return (operations, parameters, seconds) if operations > 0 else None
+    if operations <= 0 or seconds < _SHORTEST_SECONDS:
+        return None
+    return Measured(operations, parameters, seconds, max(0.01, manifest.seconds - seconds))
+
+
+def _trained(config: Config, manifest: Manifest, work: Workload) -> tuple[float, int, float]:
+    section = config.train.sft if manifest.stage == "sft" else config.train.distillation
+    if section is None or work.row_tokens is None:
+        return 0.0, 0, 0.0
+    parameters = manifest.counts.get("parameters", 0)
+    rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
+    rows *= manifest.counts.get("steps", 0) * worker_range(config.training)[1]
+    seconds = float(manifest.metrics.get("loop_seconds", manifest.seconds))
+    return training_operations(parameters, rows * work.row_tokens), parameters, seconds
+
+
+def _read_or_written(config: Config, manifest: Manifest, work: Workload) -> tuple[float, int, float]:
+    assert config.teacher.open is not None
+    tokens, rate = manifest.counts.get("completion_tokens", 0), manifest.metrics.get("tokens_per_s")
+    prompts = work.requested_prompt_tokens
+    if manifest.counts.get("reused") or not tokens or not rate or prompts is None:
+        return 0.0, 0, 0.0
+    parameters = count_local_parameters(Path(config.teacher.open.model.name).expanduser()) or 0
+    count = generation_operations if manifest.stage == "generate" else scoring_operations
+    return count(parameters, prompts, tokens), parameters, tokens / rate

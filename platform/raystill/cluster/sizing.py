@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from raystill.cluster.endpoint_cost import estimate_seconds
 from raystill.cluster.judge_work import JudgeWork
-from raystill.cluster.rates import rate_key
+from raystill.cluster.operations import generation_operations, scoring_operations, training_operations
+from raystill.cluster.rates import rate_key, startup_key
 from raystill.cluster.workload import Workload
 from raystill.config.schema import Config
 from raystill.config.training import DistillationSection, SftSection
@@ -18,18 +20,22 @@ from raystill.run.state import StageState
 
 Action = Literal["reuse", "resume", "run", "refuse"]
 
-PROMPT_BYTES = 28.0  # of a row of the prompt table, besides its text
-REQUEST_BYTES = 250.0  # of a row of the requests and of teacher.jsonl, besides its text
-JSON_BYTES = 4.0  # per token, as text
+# Bytes on disk, measured: of a row, and of a token beside it.
+PROMPT_BYTES, PROMPT_TOKEN_BYTES = 12.0, 0.7  # the prompt table
+REQUEST_BYTES, JSON_BYTES = 250.0, 4.0  # the requests and teacher.jsonl
+STORED_ROW_BYTES, STORED_PROMPT_BYTES, TEXT_BYTES = 80.0, 1.2, 5.0  # the store: prompts, then completions
+MEASURED_ROW_BYTES, MEASURED_TOKEN_BYTES = 40.0, 2.0  # the evaluation's completions
 EXAMPLE_BYTES = 6.0  # encoded for training, per completion token and logprob: float16 and int32
-SIGNAL_BYTES_AT_20 = 57.0  # measured per completion token at k = 20: float16 logprobs, int32 ids, zstd
-TEXT_BYTES = 6.0  # text and token ids per token, compressed
+LOGPROB_BYTES = 0.8  # of a logprob that is stored, compressed; its id takes what the vocabulary asks for
+SIGNAL_BYTES_AT_20 = 57.0  # per completion token at k = 20, where the vocabulary isn't known
 NUM_MILESTONES = 6
 TRAINED_BYTES = 12  # checkpoint: float32 weight and two float32 moments per trained parameter
 STARTUP_SECONDS: dict[StageName, float] = {
-    "prepare": 1, "generate": 40, "score": 40, "grade": 40, "curate": 5, "sft": 20, "distill": 20,
-    "evaluate": 10, "export": 15,
+    "prepare": 0.5, "generate": 32, "score": 32, "grade": 40, "curate": 5, "sft": 15, "distill": 15,
+    "evaluate": 2, "export": 18,
 }  # fmt: skip
+_PREPARE_SECONDS = 1e-5  # per prompt token: reading, rendering and counting
+_DECODING_SECONDS = 0.005  # of a step of a small model that answers held-out prompts
 _ACTIONS: dict[str, Action] = {"complete": "reuse", "started": "resume", "absent": "run", "changed": "refuse"}
 
 
@@ -57,6 +63,7 @@ class StageSizing:
     workload: Workload
     judge: JudgeWork | None
     teacher: int | None
+    vocabulary: int | None
     student: int | None
     speed: float
     machine: str
@@ -67,13 +74,10 @@ class StageSizing:
         if action == "reuse" and state.manifest is not None:
             return PlannedStage(name, action, self._work(name), 0.0, 0)
         operations, disk = self._needs(name)
-        rate = self._rate(name)
-        if operations is None:
-            seconds = None
-        elif rate is not None:  # measured with its start-up
-            seconds = operations / rate
-        else:
-            seconds = STARTUP_SECONDS[name] + operations / self.speed
+        seconds: float | None = None
+        if operations is not None:
+            startup = self.rates.get(startup_key(name, self.machine), STARTUP_SECONDS[name])
+            seconds = startup + operations / (self._rate(name) or self.speed) + self._besides(name)
         if name == "generate" and self.config.teacher.base.from_store is not None:
             seconds, disk = STARTUP_SECONDS["prepare"], 0
         elif name == "generate" and self.config.teacher.closed is not None:
@@ -83,14 +87,33 @@ class StageSizing:
         tokens = self._tokens(name)
         return PlannedStage(name, action, self._work(name), seconds, disk, tokens, state.differences)
 
+    def _besides(self, name: StageName) -> float:
+        """Seconds of what takes time for other reasons than its operations."""
+        if name == "prepare":
+            return _PREPARE_SECONDS * (self.workload.prompt_tokens or 0)
+        if name != "evaluate":
+            return 0.0
+        teacher = self.config.teacher.closed or self.config.teacher.open
+        longest = self.config.evaluation.max_new_tokens
+        longest = longest or (teacher.pipeline.max_new_tokens if teacher is not None else 0)
+        models = 1 + len(configured_training(self.config))
+        batches = -(-(self._measured_rows or 0) // self.config.evaluation.batch_size)
+        return models * batches * longest * _DECODING_SECONDS
+
+    @property
+    def _measured_rows(self) -> int | None:
+        """Held-out prompts that are looked at."""
+        held_out, wanted = self.workload.eval_rows, self.config.evaluation.max_samples
+        return None if held_out is None else min(held_out, wanted or held_out)
+
     def remembered(self, stages: Sequence[PlannedStage]) -> list[StageName]:
         """The stages whose time rests on an earlier run's rate."""
         return [stage.name for stage in stages if self._rate(stage.name) is not None]
 
     def _rate(self, name: StageName) -> float | None:
         """Operations per second of an earlier run with a model of this size on this machine."""
-        parameters = self.teacher if name == "generate" else self.student
-        if name not in ("generate", "sft", "distill") or parameters is None:
+        parameters = self.teacher if name in ("generate", "score") else self.student
+        if name not in ("generate", "score", "sft", "distill") or parameters is None:
             return None
         return self.rates.get(rate_key(name, self.machine, parameters))
 
@@ -124,11 +147,8 @@ class StageSizing:
             steps = self.steps(self._section(name))
             return "steps counted after prepare" if steps is None else f"{steps:,} optimizer steps"
         if name == "evaluate":
-            held_out = self.workload.eval_rows
-            wanted = self.config.evaluation.max_samples
-            if held_out is None:
-                return "held-out prompts"
-            return f"{min(held_out, wanted or held_out):,} held-out prompts"
+            held_out = self._measured_rows
+            return "held-out prompts" if held_out is None else f"{held_out:,} held-out prompts"
         if name == "export":
             return f"merged safetensors, {self.config.export.dtype}"
         return count
@@ -136,18 +156,14 @@ class StageSizing:
     def _needs(self, name: StageName) -> tuple[float | None, int | None]:
         """Floating-point operations and bytes on disk of a stage, None where unknown."""
         tokens = self.workload.row_tokens
-        completion = self.workload.completion_tokens
-        k = self.config.teacher.signals.num_logprobs
         match name:
             case "prepare":
                 prompts, rows = self.workload.prompt_tokens, self.workload.rows
-                return 0.0, None if prompts is None or rows is None else int(prompts + PROMPT_BYTES * rows)
+                if prompts is None or rows is None:
+                    return 0.0, None
+                return 0.0, int(PROMPT_TOKEN_BYTES * prompts + PROMPT_BYTES * rows)
             case "generate" | "score":
-                if completion is None:
-                    return None, None
-                operations = None if self.teacher is None else 2.0 * self.teacher * completion
-                signals = completion * SIGNAL_BYTES_AT_20 * k / 20
-                return operations, int(signals + (self._text_bytes() if name == "generate" else 0.0))
+                return self._teacher_needs(name)
             case "grade":
                 if self.judge is None or self.judge.tokens is None:
                     return None, None
@@ -157,13 +173,30 @@ class StageSizing:
             case "sft" | "distill":
                 return self._training_needs(name, tokens)
             case "evaluate":
-                if self.student is None or self.workload.eval_rows is None or tokens is None:
-                    return None, None
-                return 8.0 * self.student * self.workload.eval_rows * tokens, 128 * self.workload.eval_rows
+                return self._evaluation_needs(tokens)
             case "export":
                 if self.student is None:
                     return None, None
                 return 0.0, self.student * (4 if self.config.export.dtype == "float32" else 2)
+
+    def _teacher_needs(self, name: StageName) -> tuple[float | None, int | None]:
+        completion, prompts = self.workload.completion_tokens, self.workload.requested_prompt_tokens
+        if completion is None:
+            return None, None
+        count = generation_operations if name == "generate" else scoring_operations
+        is_known = self.teacher is not None and prompts is not None
+        operations = count(self.teacher or 0, prompts or 0.0, completion) if is_known else None
+        # Signals are stored once: with the answers, or by the stage that scores them.
+        is_scored = self.config.teacher.signals.capture == "score"
+        signals = self._signal_bytes(completion) if is_scored == (name == "score") else 0.0
+        return operations, int(signals + (self._text_bytes() if name == "generate" else 0.0))
+
+    def _evaluation_needs(self, row_tokens: float | None) -> tuple[float | None, int | None]:
+        rows = self._measured_rows
+        if self.student is None or rows is None or row_tokens is None:
+            return None, None
+        disk = rows * (MEASURED_ROW_BYTES + MEASURED_TOKEN_BYTES * row_tokens)
+        return 8.0 * self.student * rows * row_tokens, int(disk)
 
     def _training_needs(self, name: StageName, row_tokens: float | None) -> tuple[float | None, int | None]:
         section = self._section(name)
@@ -182,13 +215,22 @@ class StageSizing:
         steps = self.steps(section)
         if steps is None or row_tokens is None:
             return None, disk
-        return 6.0 * self.student * steps * rows_per_step(self.config, section) * row_tokens, disk
+        trained = steps * rows_per_step(self.config, section) * row_tokens
+        return training_operations(self.student, trained), disk
 
     def _text_bytes(self) -> float:
         """Texts of the store, the requests and teacher.jsonl."""
-        completion, prompts = self.workload.completion_tokens or 0, self.workload.prompt_tokens or 0
-        jsonl = REQUEST_BYTES * (self.workload.requests or 0) + JSON_BYTES * (completion + prompts)
-        return TEXT_BYTES * completion + jsonl
+        completion, requests = self.workload.completion_tokens or 0, self.workload.requests or 0
+        prompts = self.workload.requested_prompt_tokens or 0
+        jsonl = REQUEST_BYTES * requests + JSON_BYTES * (completion + prompts)
+        return STORED_ROW_BYTES * requests + STORED_PROMPT_BYTES * prompts + TEXT_BYTES * completion + jsonl
+
+    def _signal_bytes(self, completion: int) -> float:
+        """Signals of `completion` tokens in the store: an id takes its bits, a logprob always as many."""
+        k = self.config.teacher.signals.num_logprobs
+        if self.vocabulary is None:
+            return completion * SIGNAL_BYTES_AT_20 * k / 20
+        return completion * k * (LOGPROB_BYTES + math.log2(max(2, self.vocabulary)) / 8)
 
     def _tokens(self, name: StageName) -> int | None:
         work = self.workload

@@ -39,6 +39,13 @@ class Workload:
         return self.prompt_tokens / self.rows + self.completion_tokens / (self.requests or self.rows)
 
     @property
+    def requested_prompt_tokens(self) -> float | None:
+        """Prompt tokens of all requests."""
+        if not self.rows or self.prompt_tokens is None:
+            return None
+        return self.prompt_tokens / self.rows * (self.requests or self.rows)
+
+    @property
     def train_rows(self) -> int | None:
         """Rows that training reads."""
         return None if self.rows is None else self.rows - (self.eval_rows or 0)
@@ -124,7 +131,7 @@ def count_source(source: PromptSource) -> tuple[int | None, int | None]:
 def _count_sources(
     config: Config, notes: list[str], sample: PromptSample | None
 ) -> tuple[int | None, int | None]:
-    counted = [(source.path, *count_source(source)) for source in config.prompts.sources]
+    counted = [(source.path, *_count(source, sample)) for source in config.prompts.sources]
     counted += [
         (item.name, *count_source(PromptSource(path=item.external_local_path)))
         for item in config.datasets
@@ -137,15 +144,26 @@ def _count_sources(
     if not counted or unknown:
         return None, None
     rows = sum(count for _, count, _ in counted if count is not None)
-    notes.append("rows are the sources' lines, before duplicates and bad rows are left out")
+    how = "estimated from some files" if sample is not None and sample.counted else "the sources' lines"
+    notes.append(f"rows are {how}, before duplicates and bad rows are left out")
     if sample is not None:
-        notes.append(f"prompts have {sample.prompt_tokens:.0f} tokens, as the sources' first rows")
+        if sample.kept < 1:
+            notes.append(f"{1 - sample.kept:.0%} of the prompts are dropped for their length, as in a sample")
+            rows = round(rows * sample.kept)
+        notes.append(f"prompts have {sample.prompt_tokens:.0f} tokens, as a sample of the sources' rows")
         return rows, round(rows * sample.prompt_tokens)
     sizes = [size for _, _, size in counted]
     tokens = None if None in sizes else sum(size for size in sizes if size is not None) // BYTES_PER_TOKEN
     if tokens is not None:
         notes.append(f"prompt tokens are the sources' bytes / {BYTES_PER_TOKEN}")
     return rows, tokens
+
+
+def _count(source: PromptSource, sample: PromptSample | None) -> tuple[int | None, int | None]:
+    """As `count_source`, and what only a look into some files says."""
+    if sample is not None and source.path in sample.counted:
+        return sample.counted[source.path], None
+    return count_source(source)
 
 
 def _stored_answers(config: Config, notes: list[str]) -> StoredAnswers | None:

@@ -62,13 +62,15 @@ _ARTICLES = {int: "a whole number", float: "a number", bool: "true or false", st
 class Key:
     """One key of the schema.
 
-    `kinds` are the plain types of its values (a block is dict), `choices` the values of a closed choice;
+    `annotation` and `details` are its type as the schema has it; `kinds` are the plain types of its values (a
+    block is dict), `choices` the values of a closed choice;
     `section` is the type of the block below it, None for a leaf.
     """
 
     path: str
     description: str
-    allowed: str
+    annotation: Any
+    details: tuple[Any, ...]
     choices: tuple[Any, ...]
     kinds: frozenset[type]
     default: Any
@@ -80,6 +82,11 @@ class Key:
     @property
     def name(self) -> str:
         return self.path.rpartition(".")[2]
+
+    @property
+    def allowed(self) -> str:
+        """What its values may be, in words."""
+        return describe_type(self.annotation, self.details)
 
 
 @cache
@@ -139,7 +146,8 @@ def _walk(section: type[Section], prefix: str, *, not_yet: bool) -> Iterator[Key
         yield Key(
             path=path,
             description=info.description or _first_line(block),
-            allowed=describe_type(info.annotation, [info, *info.metadata]),
+            annotation=info.annotation,
+            details=(info, *info.metadata),
             choices=_choices(info.annotation),
             kinds=frozenset(_kinds(info.annotation)),
             default=None if block is not None and not is_list else _default(info),

@@ -28,6 +28,8 @@ _TRAINING = (
     "process_supervision",
     "qat",
 )
+# What one of the stages alone reads.
+_STAGE_OF = {"train.sft.": "sft", "train.distillation.": "distill", "losses.": "distill"}
 _FIXED = {
     "training.num_workers": "all trials take the same resources",
     "train.sft.save_path": "trials would overwrite one another's copies",
@@ -53,7 +55,7 @@ def find_tune_problems(loaded: LoadedConfig) -> Iterator[Problem]:
         )
     for path, distribution in tune.space.items():
         where = loaded.where(f"tune.space.{path}")
-        problem = _key(path) or _kind(path, distribution, tune)
+        problem = _key(path) or _unread(loaded, tune, path) or _kind(path, distribution, tune)
         if problem is None:
             problem = next(_values(loaded, path, distribution), None)
         if problem is not None:
@@ -123,6 +125,28 @@ def _key(path: str) -> tuple[str, str] | None:
         )
     if path in _FIXED:
         return f"`{path}` can't differ between trials: {_FIXED[path]}", "take it out of the space"
+    return None
+
+
+def _unread(loaded: LoadedConfig, tune: TuneSection, path: str) -> tuple[str, str] | None:
+    """A key that no trial would look at: all of them would be alike."""
+    config = loaded.config
+    section = config.train.distillation
+    stage = resolve_tuned_stage(tune, has_distillation=section is not None)
+    for prefix, owner in _STAGE_OF.items():
+        if path.startswith(prefix) and owner != stage:
+            return (
+                f"`{path}` changes nothing: the sweep trains {stage}",
+                f"take it out of the space, or set tune.stage: {owner}",
+            )
+    if stage != "distill" or section is None or not path.startswith("student."):
+        return None
+    follows = config.train.sft is not None and config.assistant is None
+    if section.init == "sft" or (section.init == "auto" and follows):
+        return (
+            f"`{path}` changes nothing: distill starts from the model that sft has made",
+            "set train.distillation.init: student, or take it out of the space",
+        )
     return None
 
 

@@ -44,13 +44,15 @@ def run_evaluation(context: StageContext) -> StageResult:
     results = _summarise(config, held_out, outputs)
     save_completions(paths.evaluation_completions, held_out.prompts, outputs)
     write_json(paths.evaluation_results, results.model_dump(mode="json"))
+    metrics = _headline_metrics(results)
+    context.events.emit("models_compared", measured=metrics)
     return StageResult(
         counts={
             "prompts": results.num_prompts,
             "prompts_without_teacher_output": results.num_prompts_without_teacher_output,
             "models": len(results.rows),
         },
-        metrics=_headline_metrics(results),
+        metrics=metrics,
         files=[paths.evaluation_results, paths.evaluation_completions],
     )
 
@@ -131,6 +133,8 @@ def _headline_metrics(results: Results) -> dict[str, Any]:
             estimate = getattr(row, name)
             if estimate is not None:
                 metrics[f"eval/{row.key}/{name}"] = estimate.value
+                if estimate.low is not None and estimate.high is not None:
+                    metrics[f"eval/{row.key}/{name}_ci95"] = (estimate.high - estimate.low) / 2
     for gap in results.gap_closed:
         if gap.estimate is not None:
             metrics[f"eval/{gap.row}/gap_closed_{gap.metric}"] = gap.estimate.value

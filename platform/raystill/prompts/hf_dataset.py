@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from raystill.errors import ConfigError, DataError, EnvironmentFault, RemoteError
-from raystill.prompts.columnar import iter_arrow_stream
 from raystill.prompts.rows import BadRow, RawRow
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -54,6 +53,8 @@ def choose_split(splits: list[str], where: str) -> str:
 
 def iter_saved_dataset(directory: Path) -> Iterator[RawRow | BadRow]:
     """Rows of a saved dataset. Raises what `list_saved_files` raises."""
+    from raystill.prompts.columnar import iter_arrow_stream
+
     for path in list_saved_files(directory):
         yield from iter_arrow_stream(path)
 

@@ -53,16 +53,21 @@ def list_python_files(root: Path) -> list[Path]:
 def iter_python_source(root: Path) -> Iterator[RawRow | BadRow]:
     """Prompts of a tree, in the order of files and lines. A file that doesn't parse is one bad row."""
     for path in list_python_files(root):
-        name = path.relative_to(root).as_posix()
-        try:
-            text = _read_source(path)
-            tree = ast.parse(text)
-        except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            yield BadRow(str(path), "python", f"not Python: {error}", excerpt_of(path.read_bytes()[:200]))
-            continue
-        source = _SourceFile(name, text.split("\n"))
-        for definition in _iter_definitions(tree, source):
-            yield RawRow(f"{path}:{definition.line}", source.build_prompt(definition))
+        yield from iter_file_prompts(root, path)
+
+
+def iter_file_prompts(root: Path, path: Path) -> Iterator[RawRow | BadRow]:
+    """Prompts of one file below `root`, in the order of lines."""
+    name = path.relative_to(root).as_posix()
+    try:
+        text = _read_source(path)
+        tree = ast.parse(text)
+    except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        yield BadRow(str(path), "python", f"not Python: {error}", excerpt_of(path.read_bytes()[:200]))
+        return
+    source = _SourceFile(name, text.split("\n"))
+    for definition in _iter_definitions(tree, source):
+        yield RawRow(f"{path}:{definition.line}", source.build_prompt(definition))
 
 
 def _read_source(path: Path) -> str:

@@ -23,8 +23,8 @@ from typing import Any, get_args
 from raystill.errors import DataError
 from raystill.prompts.rows import BadRow, RawRow, excerpt_of
 from raystill.prompts.sources import Shape, Source
-from raystill.text.prompt_row import TaskKind
 from raystill.text.row_sampling import RowSampling, parse_row_sampling
+from raystill.text.task_kind import TaskKind
 
 ROLES = ("system", "user", "assistant", "tool")
 _TASKS: tuple[TaskKind, ...] = get_args(TaskKind)

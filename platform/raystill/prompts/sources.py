@@ -12,7 +12,6 @@ from typing import Literal
 from raystill.config.prepared import find_prepared
 from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError
-from raystill.prompts.columnar import iter_csv, iter_parquet
 from raystill.prompts.hf_dataset import (
     is_saved_dataset,
     iter_hub_dataset,
@@ -244,9 +243,11 @@ def _iter_all_rows(source: Source) -> Iterator[RawRow | BadRow]:
 
 
 def _iter_file(path: Path, kind: SourceFormat) -> Iterator[RawRow | BadRow]:
-    if kind == "parquet":
-        return iter_parquet(path)
-    return iter_csv(path) if kind == "csv" else iter_jsonl(path)
+    if kind not in ("csv", "parquet"):
+        return iter_jsonl(path)
+    from raystill.prompts.columnar import iter_csv, iter_parquet  # a plan of other files needs no Arrow
+
+    return iter_parquet(path) if kind == "parquet" else iter_csv(path)
 
 
 def fingerprint_sources(config: Config) -> dict[str, str]:

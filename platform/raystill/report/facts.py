@@ -23,6 +23,7 @@ from raystill.config.yaml_text import render_config
 from raystill.errors import DataError
 from raystill.evaluate.completions import load_completions
 from raystill.evaluate.results import Results, load_results
+from raystill.report.sweep_facts import SweepFacts, load_sweeps
 from raystill.run.manifest import Manifest, load_manifest
 from raystill.run.paths import STAGE_NAMES, RunPaths, StageName
 from raystill.store.reader import iter_tables
@@ -61,6 +62,7 @@ class ReportFacts:
     notes: list[str] = field(default_factory=list)
     curation: dict[str, Any] | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    sweeps: list[SweepFacts] = field(default_factory=list)
 
     def count(self, stage: StageName, name: str) -> int | None:
         """A count of a complete stage."""
@@ -105,6 +107,7 @@ def load_facts(paths: RunPaths, config: Config) -> ReportFacts:
         notes=notes,
         curation=_load_json(paths.curate_report) if "curate" in manifests else None,
         outcomes=compare_forecast(paths, manifests),
+        sweeps=load_sweeps(paths),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,16 @@ from raystill.report.layout import format_duration, section, table, tiles
 from raystill.report.markup import Child, Html, tag
 from raystill.report.parallel import Path as Course
 from raystill.report.parallel import parallel_coordinates
+from raystill.report.sweep_facts import SweepFacts, SweepTrial
 from raystill.run.publish import publish_file
 
 _MOST_CURVES = 40
 
 
-@dataclass(frozen=True)
-class SweepTrial:
-    """One trial as the page shows it; `points` are (step, metric)."""
-
-    number: int
-    outcome: str
-    score: float | None
-    params: dict[str, Any]
-    points: Sequence[tuple[float, float]]
-    seconds: float
-    problem: str
-
-
-@dataclass(frozen=True)
-class SweepFacts:
-    """What the page is made from. `reproduce` is the command that trains the winner."""
-
-    name: str
-    metric: str
-    mode: str
-    trials: Sequence[SweepTrial]
-    best: int | None
-    facts: Sequence[tuple[str, str, str]]
-    reproduce: str
+def render_sweep(facts: SweepFacts) -> list[Html]:
+    """What the trials were and became, and which values mattered."""
+    parts = (_courses(facts), _importance(facts), _curves(facts), _table(facts))
+    return [part for part in parts if part is not None]
 
 
 def build_sweep_report(facts: SweepFacts, path: Path) -> None:
@@ -55,10 +35,7 @@ def build_sweep_report(facts: SweepFacts, path: Path) -> None:
             tag("h1", {}, facts.name),
             tiles(facts.facts),
         ),
-        _courses(facts),
-        _importance(facts),
-        _curves(facts),
-        _table(facts),
+        *render_sweep(facts),
         section(
             "The winner",
             "Its whole configuration is in best/config.yaml, its checkpoint beside it.",

@@ -1,4 +1,7 @@
-"""The run's log: one JSON object per event, with stable names, appended to logs/run.jsonl."""
+"""The run's log: one JSON object per event, with stable names, appended to logs/run.jsonl.
+
+Every object has `time` (seconds since 1970), `stage` and `event`; what else it has depends on the event.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from raystill.run.publish import make_directory
+
+# What others may rely on: names are added here, never changed.
+EventName = Literal[
+    "stage_started", "stage_finished", "stage_failed", "progress", "note", "warning", "disk",
+    "requests_planned", "scores_planned", "engine_starting", "probe", "store_set_aside",
+    "batch_created", "batch_settled",
+    "checkpoint_saved", "checkpoints_copied", "checkpoints_deleted",
+    "model_started", "model_measured", "models_compared",
+    "weights_written", "verification_started", "verification_skipped", "verified", "not_uploaded",
+    "trial_started", "trial_reported", "trial_finished",
+]  # fmt: skip
 
 
 class EventLog:
@@ -29,7 +43,7 @@ class EventLog:
         if torn:
             self._stream.write("\n")
 
-    def emit(self, event: str, **fields: Any) -> None:
+    def emit(self, event: EventName, **fields: Any) -> None:
         """Append one event; `fields` must be JSON-able."""
         record = {"time": round(time.time(), 3), "stage": self._stage, "event": event, **fields}
         self._stream.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")

@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 from raystill.errors import EnvironmentFault
 from raystill.run.publish import make_directory
 
+# Who looks whether a lock is held (`is_locked`) holds it for a moment.
+_LOOK_SECONDS = 0.5
+
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
@@ -24,7 +27,7 @@ def hold_lock(path: Path) -> Iterator[None]:
     """
     make_directory(path.parent)
     holder = path.with_suffix(".holder.json")
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=_LOOK_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
@@ -45,6 +48,19 @@ def hold_lock(path: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the run's lock; asks for it without creating it."""
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
 def _describe(holder: Path) -> str:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from raystill.errors import DataError
 from raystill.run.events import seconds_left
+from raystill.run.lock import is_locked as lock_is_held
 from raystill.run.manifest import Manifest, load_manifest
 from raystill.run.paths import STAGE_NAMES, STARTED_NAME, RunPaths, StageName
 
@@ -72,7 +71,7 @@ def read_status(paths: RunPaths) -> RunStatus:
         if name == "progress":
             of_stage.setdefault(_FIRST_PROGRESS, event)
         of_stage[str(name)] = event
-    is_locked = _is_locked(paths.lock)
+    is_locked = lock_is_held(paths.lock)
     running = _running_stage(events) if is_locked else None
     stages = tuple(
         _stage_status(name, paths.stage_dir(name), events.get(name, {}), is_running=name == running)
@@ -152,16 +151,3 @@ def _iter_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict):
                 yield event
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the run's lock; asks for it without creating it."""
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False

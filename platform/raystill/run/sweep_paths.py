@@ -6,7 +6,7 @@
   examples/           encoded rows, shared by all trials
   ray/                what Ray Tune notes while the sweep runs
   best/               config.yaml, trial.json, checkpoint/                     (published at the end)
-  trials.parquet, trials.csv, report.html
+  trials.parquet, trials.csv, report.html, report.json
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class SweepPaths:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    @property
+    def page_facts(self) -> Path:
+        """What the page is made from, for the report of the run."""
+        return self.root / "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)

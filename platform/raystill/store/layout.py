@@ -40,6 +40,8 @@ from typing import Literal, get_args
 
 Kind = Literal["rows", "scores", "sampled", "hidden", "rejects"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# What the stage score writes.
+SCORE_KINDS: tuple[Kind, ...] = ("scores", "sampled", "hidden")
 
 _FOLDERS: dict[Kind, str] = {
     "rows": "partitions",

@@ -8,9 +8,9 @@ from typing import Literal
 import pyarrow as pa
 
 from raystill.text.row_sampling import RowSampling
+from raystill.text.task_kind import TaskKind as TaskKind
 
 Split = Literal["train", "eval"]
-TaskKind = Literal["text", "exact", "tool_call"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 `train/*` are means per token that carries loss since the previous line; `tok_s_useful` counts real tokens,
 `tok_s_raw` also padding, both over all workers; `mfu` and `mfu_6nd` are shares of the measured peak
 (`flops`); `time/*` are shares of the wall time since the previous line (`clock`), and
-`time/seconds` is that time;
+`time/seconds` is that time; `ckpt/blocked_ms` is how long saving kept training waiting in it;
+`mem/peak_gb` is the first worker's most memory so far (`memory`);
 `eval/*` are means over the held-out rows.
 """
 

@@ -9,28 +9,19 @@ are spread evenly over the run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from raystill.errors import ConfigError
+from raystill.train.curriculum import Curriculum
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 _WINDOW_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """`max_lengths[i]` holds until step `ends[i]` (the last one for good); shares by source name."""
-
-    max_lengths: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
-    mix: Mapping[str, float] = field(default_factory=dict)
-    mix_end: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

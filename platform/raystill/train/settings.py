@@ -23,8 +23,8 @@ from raystill.config.training import (
 from raystill.config.worker_range import worker_range
 from raystill.errors import ConfigError
 from raystill.losses.schedules import ScheduledTerms
+from raystill.train.curriculum import Curriculum
 from raystill.train.loss_terms import resolve_loss
-from raystill.train.order import Curriculum
 
 TrainStageName = Literal["sft", "distill"]
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -250,7 +250,8 @@ def _count_saved(directory: Path) -> int:
 
 
 def progress_fields(record: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl as the fields of a progress event."""
+    """A line of metrics.jsonl as the fields of a progress event: a few to be shown, and `measured`, which has
+    everything but shares of time by its own name."""
     names = {
         "train/loss": "loss",
         "train/kd_kl": "kd_kl",
@@ -260,7 +261,12 @@ def progress_fields(record: dict[str, Any]) -> dict[str, Any]:
     }
     shown = {name: round(record[key], 4) for key, name in names.items() if key in record}
     total = {"total": record["total_steps"]} if "total_steps" in record else {}
-    return {"done": record["step"], "unit": "steps", **total, **shown}
+    measured = {
+        key: float(f"{value:.6g}")
+        for key, value in record.items()
+        if "/" in key and not key.startswith("time/") and isinstance(value, int | float)
+    }
+    return {"done": record["step"], "unit": "steps", **total, **shown, "measured": measured}
 
 
 def _run_sft(context: StageContext) -> StageResult:

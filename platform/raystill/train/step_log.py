@@ -8,6 +8,7 @@ from typing import Any
 from raystill.train.assembly import TrainRun
 from raystill.train.evaluation import evaluate_loss
 from raystill.train.flops import measure_peak, measure_size
+from raystill.train.memory import peak_memory_gb
 from raystill.train.metrics import append_metrics, named_sums, summarise_window
 from raystill.train.step import StepResult
 from raystill.train.trackers import BackgroundTracker, TrackedRun, default_experiment, open_tracker
@@ -47,6 +48,8 @@ class StepLog:
         )
         if values:
             values |= self._rates(seconds) | shares | {"time/seconds": seconds}
+            values["ckpt/blocked_ms"] = round(1000.0 * shares["time/save"] * seconds, 3)
+            values["mem/peak_gb"] = round(peak_memory_gb(run.state.student.device), 4)
         if self._last is not None and self._last.grad_norm == self._last.grad_norm:
             values |= {"train/grad_norm": self._last.grad_norm, "train/lr": self._last.learning_rate}
         counters = state.counters

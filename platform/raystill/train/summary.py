@@ -18,6 +18,7 @@ def summarise(run: TrainRun) -> dict[str, Any]:
         "steps_masked": counters.masked_steps,
         "steps_spike": counters.spike_steps,
         "tokens_trained": counters.tokens,
+        "teacher_passes": run.source.teacher_passes,
         "parameters": student.num_parameters(),
         "parameters_trained": student.num_parameters(trainable_only=True),
     }

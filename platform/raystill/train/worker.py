@@ -25,7 +25,8 @@ class Reporter(Protocol):
     """Where a worker's progress goes besides metrics.jsonl; called by every worker at the same steps."""
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Pass on the metrics of a step whose checkpoint is being written, or is, and `total_steps`."""
+        """Pass on the metrics of a step whose checkpoint is being written, or is; `total_steps` and
+        `teacher_passes` besides."""
 
 
 def train_worker(
@@ -108,7 +109,8 @@ def run_steps(
                 saver.save(metrics)
                 if reports_saved:
                     saver.finish()
-            reporter.report(state.step, {**metrics, "total_steps": state.total_steps})
+            known = {"total_steps": state.total_steps, "teacher_passes": run.source.teacher_passes}
+            reporter.report(state.step, metrics | known)
         if state.step < state.total_steps:
             stop.check(is_saved, metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from raystill.train.settings import TrainStageName
 from raystill.tune.records import find_trial, finish_trial
 
 _LONGEST_REASON = 300
+# A trial that is ended waits for the save in flight. Ray Tune gives it 2 s before its process goes on to the
+# next trial, and where that isn't enough it is the next trial that fails.
+_ENDING = ("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ def run_trial(sampled: dict[str, Any], job: SweepJob) -> None:
 
     from raystill.tune.trial import train_trial
 
+    os.environ.setdefault(*_ENDING)
     sweep = SweepPaths(Path(job.sweep))
     number = find_trial(sweep, tune.get_context().get_trial_id())
     started = time.monotonic()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,13 @@ _TRIAL, _REPORTS, _RESULT = "trial.json", "reports.jsonl", "result.json"
 
 @dataclass(frozen=True)
 class Report:
-    """The metric at one step; `percent` of the trial's steps were done then."""
+    """The metric at one step; `percent` of the trial's steps were done then, and teachers in memory had been
+    asked about `teacher_passes` batches."""
 
     step: int
     percent: float
     value: float
+    teacher_passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ def find_trial(sweep: SweepPaths, trial_id: str) -> int:
 def append_report(sweep: SweepPaths, number: int, report: Report) -> None:
     """Add one report; reports of steps that are trained again are dropped when they are read."""
     with (sweep.trial(number) / _REPORTS).open("a", encoding="utf-8") as stream:
-        stream.write(
-            json.dumps({"step": report.step, "percent": report.percent, "value": report.value}) + "\n"
-        )
+        stream.write(json.dumps(asdict(report)) + "\n")
 
 
 def finish_trial(

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from raystill.run.stage import Stage, changed_keys, config_slice, load_inputs
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
 from raystill.train.settings import TrainStageName
 from raystill.tune.concurrency import Concurrency, choose_concurrency, worker_resources
+from raystill.tune.entry import SweepJob, run_trial
 from raystill.tune.records import TrialRecord, best_trial, load_trials
 from raystill.tune.space import plan_params
 from raystill.tune.warm_up import finish_warm_up, start_warm_up
@@ -52,6 +53,8 @@ _ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A local Ray would start a process per logical CPU, while those that trials need are starting.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -67,6 +70,11 @@ class SweepResult:
     seconds: float
     concurrency: Concurrency
     reused: frozenset[int]
+
+    @property
+    def teacher_passes(self) -> int:
+        """Batches that its trials asked a teacher in memory about: none, as they train from the store."""
+        return sum(record.last.teacher_passes for record in self.trials if record.last is not None)
 
     @property
     def overhead_seconds(self) -> float:
@@ -87,6 +95,7 @@ class SweepResult:
             "trials": trial_rows(self.trials),
             "best": None if self.best is None else self.best.number,
             "best_config": None if self.best_config is None else str(self.best_config),
+            "teacher_passes": self.teacher_passes,
             "teacher_rows": self.teacher_rows,
             "concurrent": self.concurrency.trials,
             "seconds": round(self.seconds, 3),
@@ -127,10 +136,10 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
     started = time.monotonic()
     load_inputs(stage, config, run)  # a directory that is no run yet gets no files of a sweep
     with hold_lock(sweep.lock), sigterm_interrupts():
-        _begin(sweep, stage, config, run, fresh)
+        begin = _prepare(sweep, stage, config, run, fresh)
         before = _count_rows(run)
-        earlier = load_trials(sweep)
-        concurrency = _search(config, stage, run, sweep, earlier, watch)
+        earlier = [] if fresh else load_trials(sweep)
+        concurrency = _search(config, stage, run, sweep, earlier, begin, watch)
         records = load_trials(sweep)
         save_table(sweep, records)
         best = best_trial(records, tune.mode)
@@ -150,6 +159,7 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
             frozenset(record.number for record in earlier if record.outcome != "unfinished"),
         )
         save_page(result, tune)
+        _show_in_report(config, run)
     if best is None:
         reasons = "; ".join(f"trial {r.number}: {r.problem}" for r in records if r.problem)
         raise DataError(
@@ -158,21 +168,28 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
     return result
 
 
-def _begin(sweep: SweepPaths, stage: Stage, config: Config, run: RunPaths, fresh: bool) -> None:
-    """Check inputs and settings; remember what the sweep was begun with."""
+def _show_in_report(config: Config, run: RunPaths) -> None:
+    """Make the report of a finished run again, which then has the sweep; one that can't be made stays."""
+    from raystill.report.build import build_report
+
+    if run.report.exists():
+        with suppress(DataError):
+            build_report(run, config)
+
+
+def _prepare(
+    sweep: SweepPaths, stage: Stage, config: Config, run: RunPaths, fresh: bool
+) -> Callable[[], None]:
+    """Refuse other settings than those that the sweep was begun with; returns what writes them down, and with
+    `fresh` lets go of its trials: to be called once nothing else can be refused."""
     inputs = load_inputs(stage, config, run)
-    if stage.preflight:
-        stage.preflight(config, run)
     assert config.tune is not None
     search = config.tune.model_dump(mode="json", exclude={"max_concurrent", "resources", "max_gb"})
     origin = {
         "config": config_slice(config, stage.config_keys) | {"tune": search},
         "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()},
     }
-    if fresh:
-        for directory in (sweep.trials, sweep.best, sweep.examples):
-            discard_directory(directory)
-    elif sweep.record.exists():
+    if sweep.record.exists() and not fresh:
         recorded = json.loads(sweep.record.read_text(encoding="utf-8"))
         different = changed_keys(recorded["config"], origin["config"])
         different += changed_keys(recorded["inputs"], origin["inputs"])
@@ -182,8 +199,15 @@ def _begin(sweep: SweepPaths, stage: Stage, config: Config, run: RunPaths, fresh
                 where=str(sweep.root),
                 fix="restore them, choose another tune.name, or start again with --fresh",
             )
-    make_directory(sweep.trials)
-    write_json(sweep.record, origin)
+
+    def begin() -> None:
+        if fresh:
+            for directory in (sweep.trials, sweep.best, sweep.examples):
+                discard_directory(directory)
+        make_directory(sweep.trials)
+        write_json(sweep.record, origin)
+
+    return begin
 
 
 def _search(
@@ -192,6 +216,7 @@ def _search(
     run: RunPaths,
     sweep: SweepPaths,
     earlier: list[TrialRecord],
+    begin: Callable[[], None],
     watch: Watch | None,
 ) -> Concurrency:
     tune = cast(TuneSection, config.tune)
@@ -212,10 +237,37 @@ def _search(
             _require_growth(stage.name, each, workers)
             wanted = {}
         concurrency = choose_concurrency(tune, wanted, available, planned - done)
-        # On several nodes nobody knows which of them will train, and their processes start side by side.
-        warm = [] if len(ray.nodes()) > 1 or can_grow else start_warm_up(each, concurrency.trials * workers)
-        _fit(config, stage, run, sweep, earlier, each, device, concurrency, watch, warm)
+        job = _describe(config, stage, run, sweep, each, device)
+        # Of several nodes nobody knows which will train, and a process that has met CUDA before Ray gave it a
+        # GPU would not see the right one.
+        started: list[Any] = []
+        if len(ray.nodes()) == 1 and not can_grow and "GPU" not in each:
+            started = start_warm_up(job, concurrency.trials * workers)
+        elif stage.preflight:
+            stage.preflight(config, run)
+
+        def prepare() -> None:
+            finish_warm_up(started)
+            begin()
+
+        _fit(config, stage, run, sweep, earlier, job, concurrency, prepare, watch)
     return concurrency
+
+
+def _describe(
+    config: Config, stage: Stage, run: RunPaths, sweep: SweepPaths, each: dict[str, float], device: str
+) -> SweepJob:
+    """What the trials' processes are told."""
+    return SweepJob(
+        config=config.model_dump_json(),
+        root=str(run.root.absolute()),
+        store=str(run.store if not isinstance(run.store, Path) else run.store.absolute()),
+        sweep=str(sweep.root.absolute()),
+        stage=cast(TrainStageName, stage.name),
+        device=device,
+        resources=each,
+        hands_on=cast(TuneSection, config.tune).scheduler == "pbt",
+    )
 
 
 def _available() -> tuple[dict[str, float], bool]:
@@ -244,15 +296,14 @@ def _fit(  # noqa: PLR0913 - one call, one place
     run: RunPaths,
     sweep: SweepPaths,
     earlier: list[TrialRecord],
-    each: dict[str, float],
-    device: str,
+    job: SweepJob,
     concurrency: Concurrency,
+    prepare: Callable[[], None],
     watch: Watch | None,
-    warm: list[Any],
 ) -> None:
+    """Search; `prepare` is called once Ray Tune is imported, before anything is written."""
     from ray import tune as ray_tune
 
-    from raystill.tune.entry import SweepJob, run_trial
     from raystill.tune.schedule import SLOT, TrialSource, build_scheduler
     from raystill.tune.watching import TrialWatch
 
@@ -260,24 +311,15 @@ def _fit(  # noqa: PLR0913 - one call, one place
     tune = cast(TuneSection, config.tune)
     finished = [record for record in earlier if record.outcome != "unfinished"]
     source = TrialSource(tune, sweep, earlier)
-    job = SweepJob(
-        config=config.model_dump_json(),
-        root=str(run.root.absolute()),
-        store=str(run.store if not isinstance(run.store, Path) else run.store.absolute()),
-        sweep=str(sweep.root.absolute()),
-        stage=cast(TrainStageName, stage.name),
-        device=device,
-        resources=each,
-        hands_on=tune.scheduler == "pbt",
-    )
+    prepare()
     watching = TrialWatch(sweep, run, stage.name, tune, source, concurrency, watch)
     space, search = {}, source if tune.scheduler != "pbt" else None
     if search is None:
         space = {SLOT: ray_tune.grid_search(source.population())}
     workers = worker_range(config.training)[1]
     # Several workers are actors of the trial, which itself takes nothing then (the empty bundle).
+    each = job.resources
     held = dict(each) if workers == 1 else ray_tune.PlacementGroupFactory([{}] + [each] * workers)
-    finish_warm_up(warm)
     with _ray_storage(sweep) as storage:
         ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), held),
@@ -326,7 +368,7 @@ def _count_rows(run: RunPaths) -> int:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Ray Tune's settings, read from the driver's environment; the user's own values win."""
+    """Ray's settings for a sweep, read from the driver's environment; the user's own values win."""
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

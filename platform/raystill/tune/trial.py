@@ -114,7 +114,8 @@ class TrialReporter:
         if not math.isfinite(value):
             raise DivergenceError(f"{self._tune.metric} is {value} at step {step}")
         percent = round(100.0 * step / self._total_steps, 3)
-        append_report(self._sweep, self._number, Report(step, percent, float(value)))
+        passes = int(metrics.get("teacher_passes", 0))
+        append_report(self._sweep, self._number, Report(step, percent, float(value), passes))
         self._reports += 1
         newest = None
         if self._hands_on:

@@ -59,6 +59,12 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported: it has saved, too."""
+        self._log.emit(
+            "trial_reported",
+            trial=self._source.numbers[trial.trial_id],
+            step=result.get("step"),
+            score=result.get("score"),
+        )
         records = self._show()
         if self._tune.max_gb is not None and time.monotonic() >= self._next_tidy:
             self._tidy(records)

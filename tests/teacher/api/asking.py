@@ -16,6 +16,7 @@ from raystill.teacher.api.client import ApiClient
 from raystill.teacher.api.engine import EngineSettings, OpenAIEngine, PaidAttempts
 from raystill.teacher.api.gate import GateSettings, RequestGate
 from raystill.teacher.api.ledger import RiskEntry
+from raystill.teacher.api.outcomes import Failure
 from raystill.teacher.api.wire import BodyShape
 from raystill.teacher.engine import Generation, GenerationRequest, Sampling
 
@@ -28,12 +29,19 @@ class Heard:
 
     requests: int = 0
     retries: int = 0
+    in_flight: int = 0
+    failures: list[str] = field(default_factory=list)
     risks: list[RiskEntry] = field(default_factory=list)
     paid: list[PaidAttempts] = field(default_factory=list)
 
     def on_request(self, is_retry: bool) -> None:
         self.requests += 1
         self.retries += is_retry
+        self.in_flight += 1
+
+    def on_ended(self, failure: Failure | None) -> None:
+        self.in_flight -= 1
+        self.failures += [] if failure is None else [failure.code]
 
     def on_risk(self, entry: RiskEntry) -> None:
         self.risks.append(entry)

@@ -39,6 +39,7 @@ def test_what_passes_is_asked_again_and_every_row_gets_its_own_answer(fault: str
     else:
         assert 21 <= asked.heard.requests <= 28
     assert asked.heard.retries == asked.heard.requests - 20
+    assert asked.heard.in_flight == 0
 
 
 @pytest.mark.parametrize("fault", ["hang", "slow=1"])
@@ -111,6 +112,7 @@ def test_every_request_of_a_burst_of_429_is_asked_again_once() -> None:
         asked = ask(f"{proxy.url}/v1", [request_of(index) for index in range(200)], in_flight=16)
     assert all(right(index, outcome) for index, outcome in enumerate(asked.generations))
     assert asked.heard.retries == 16
+    assert asked.heard.failures == ["rate_limited"] * 16 and asked.heard.in_flight == 0
 
 
 def test_marked_answers_are_kept_with_their_flags_or_rejected() -> None:

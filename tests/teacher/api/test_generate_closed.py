@@ -95,6 +95,7 @@ def test_every_row_is_asked_once_stored_and_reused(
         assert api.counts.max_in_flight <= 8
         last = [event for event in events if event["event"] == "progress"][-1]
         assert (last["done"], last["requests"], last["retries"]) == (120, 120, 0)
+        assert (last["in_flight"], last["http_429"], last["http_5xx"]) == (0, 0, 0)
         assert last["cost_usd"] == pytest.approx(load_spending(load_store(paths.store)).rows_usd, abs=1e-6)
         asked = api.counts.requests
         assert execute(GENERATE_STAGE, config, paths, fresh=True).manifest.counts["reused"] == 120
@@ -109,9 +110,12 @@ def test_faults_cost_requests_and_no_rows(
     with ScriptedApi() as api, FaultProxy(api.url, faults, seed=3) as proxy:
         config = make_closed(proxy.base_url, prices={"completion": 1.0})
         paths = save_prompt_table(config, 150)
-        outcome = generate(config)
+        events: list[Event] = []
+        outcome = generate(config, events)
     assert outcome.manifest.counts["done"] == 150 == check_store(paths)
     assert outcome.manifest.metrics["api_retries"] > 0
+    last = [event for event in events if event["event"] == "progress"][-1]
+    assert last["in_flight"] == 0 and 0 < last["http_429"] + last["http_5xx"] <= last["retries"]
     spending = load_spending(load_store(paths.store))
     assert spending.at_risk_usd > 0  # half bodies may have been billed
 

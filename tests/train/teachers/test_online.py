@@ -229,4 +229,5 @@ def test_online_needs_no_stored_signals(empty_world: Any, rows: Any, store_write
     config = empty_world.config(
         train=online("student"), losses=KD, teacher={"signals": {"num_logprobs": 0}}, training={"steps": 2}
     )
-    assert empty_world.train(config)["counts"]["steps"] == 2
+    counts = empty_world.train(config)["counts"]
+    assert counts["steps"] == 2 and counts["teacher_passes"] >= 2

@@ -43,7 +43,7 @@ from raystill.teacher.row_work import GenerateWork, Row
 from raystill.teacher.shards import Shard, shards_from_table
 from raystill.text.chat import load_chat_format
 
-COUNTERS = ("done", "rejected", "tokens", "requests", "retries")
+COUNTERS = ("done", "rejected", "tokens", "requests", "retries", "in_flight", "http_429", "http_5xx")
 COSTS = ("cost_usd", "at_risk_usd")
 _DRAIN_POLL_SECONDS = 0.05
 RECORD_SCHEMA = pa.schema(
@@ -262,7 +262,13 @@ class ClientWorker:
 
     def on_request(self, is_retry: bool) -> None:
         """See `RequestObserver`."""
-        self._tally.add(requests=1, retries=int(is_retry))
+        self._tally.add(requests=1, retries=int(is_retry), in_flight=1)
+
+    def on_ended(self, failure: Failure | None) -> None:
+        """See `RequestObserver`."""
+        said = "" if failure is None else failure.message
+        throttled, failed = said.startswith("HTTP 429"), said.startswith("HTTP 5")
+        self._tally.add(in_flight=-1, http_429=int(throttled), http_5xx=int(failed))
 
     def on_risk(self, entry: RiskEntry) -> None:
         """See `RequestObserver`."""

@@ -75,6 +75,10 @@ class RequestObserver(Protocol):
         """A request is being sent."""
         ...
 
+    def on_ended(self, failure: Failure | None) -> None:
+        """A request has ended: None where with an answer."""
+        ...
+
     def on_risk(self, entry: RiskEntry) -> None:
         """A request ended without an answer, and may be billed."""
         ...
@@ -168,16 +172,19 @@ class OpenAIEngine:
     ) -> Generation | Failure:
         """One request; the permit goes back whatever happens. A failure comes with the wait to follow it."""
         settlement, code = Settlement(at_risk_usd=permit.reserved_usd), "interrupted"
+        ended: Failure | None = None
         try:
             sent = await self._client.send(request.key, body)
             outcome = self._reader.read(request, sent, permit.reserved_usd)
             if isinstance(outcome, Failure):
                 wait = backoff_seconds(attempt, outcome.retry_after, self._noise)
                 outcome, code = replace(outcome, retry_after=wait), outcome.code
+                ended = outcome
             settlement = self._settle(request, body, outcome, permit)
             if isinstance(outcome, Failure) and outcome.action == "abort":
                 settlement = replace(settlement, stop=abort_error(outcome, self._settings.where))
         finally:
+            self._observer.on_ended(ended)
             await self._gate.release(permit, settlement)
             if settlement.at_risk_usd:
                 self._observer.on_risk(RiskEntry(request.key, code, settlement.at_risk_usd))

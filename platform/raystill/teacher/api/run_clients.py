@@ -21,7 +21,7 @@ from raystill.teacher.shards import Shard
 
 # A shard that has seen so many workers die fails the run.
 _RESTARTS = 2
-_AMOUNTS = ("requests", "retries", "cost_usd", "at_risk_usd")
+_AMOUNTS = ("requests", "retries", "in_flight", "http_429", "http_5xx", "cost_usd", "at_risk_usd")
 
 
 def run_clients(
@@ -33,9 +33,10 @@ def run_clients(
 ) -> Progress:
     """Ask for all rows of `shards` on `blueprint.num_clients` workers. Ray must be running.
 
-    Emits `progress` events with requests, retries, cost_usd (this run's) and at_risk_usd (may be billed
-    besides). Raises the RaystillError that stopped the run, after every worker has stored what it had in
-    flight. The first SIGINT or SIGTERM sends no more requests and gives those in flight a few seconds.
+    Emits `progress` events with requests, retries, in_flight, http_429, http_5xx, cost_usd (this run's) and
+    at_risk_usd (may be billed besides). Raises the RaystillError that stopped the run, after every worker
+    has stored what it had in flight. The first SIGINT or SIGTERM sends no more requests and gives those in
+    flight a few seconds.
     """
     progress = Progress(sum(shard.num_rows for shard in shards), amounts=dict.fromkeys(_AMOUNTS, 0))
     if not shards:

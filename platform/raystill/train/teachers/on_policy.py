@@ -101,6 +101,11 @@ class OnPolicySignals:
         """Let judges that have a process of their own begin."""
         self._online.announce(batch)
 
+    @property
+    def teacher_passes(self) -> int:
+        """Those of the online teachers."""
+        return self._online.teacher_passes
+
     def signals(self, batch: Batch, hidden_ND: Tensor, head: Head) -> Teacher | None:
         """What the online teachers say of every token."""
         return self._online.signals(batch, hidden_ND, head)

@@ -41,6 +41,7 @@ class OnlineSignals:
         self._num_logprobs = num_logprobs
         self.alignment = alignment
         self._clock = clock or StepClock()
+        self.teacher_passes = 0
 
     def work(self, step: int) -> StepWork:
         """The planned rows, as they are stored."""
@@ -55,6 +56,7 @@ class OnlineSignals:
         """Whole distributions, or those at the best tokens of teacher and student."""
         if batch.num_tokens == 0:
             return None
+        self.teacher_passes += 1
         with self._clock.measure("teacher"):
             if self._num_logprobs is None:
                 return self._panel.whole(batch)

@@ -30,6 +30,11 @@ class SignalSource(Protocol):
         """The term on hidden states, where `losses.hidden` asks for one."""
         ...
 
+    @property
+    def teacher_passes(self) -> int:
+        """Batches that a teacher in memory was asked about so far."""
+        ...
+
     def work(self, step: int) -> StepWork:
         """What step `step` (counted from 0) trains on. Called once per step and in order, by all workers."""
         ...

@@ -26,6 +26,11 @@ class StoredSignals:
         """None: stored states are a signal of their own (`teacher.signals.kind: hidden`)."""
         return None
 
+    @property
+    def teacher_passes(self) -> int:
+        """0: nobody is asked."""
+        return 0
+
     def work(self, step: int) -> StepWork:
         """The planned rows, as they are stored."""
         return StepWork(self._planner.plan(step, self._rank), self._examples)

@@ -1,0 +1,7 @@
+"""How a completion is judged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TaskKind = Literal["text", "exact", "tool_call"]
