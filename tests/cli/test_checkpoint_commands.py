@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from raystill.checkpoint.copies import CheckpointCopies
+from raystill.checkpoint.policy import RetentionRules
 from raystill.checkpoint.store import save_checkpoint, step_directory
 from raystill.cli.main import main
 from raystill.config.schema import Config
 from raystill.config.yaml_text import render_config
+from raystill.run.remote import open_place
+from raystill.testing.object_storage import object_storage
 
 
 @pytest.fixture
@@ -61,6 +66,41 @@ def test_ls_says_why_each_is_kept(run: Path, capsys: pytest.CaptureFixture[str])
     assert all(row["ok"] and row["size_bytes"] > 0 for row in rows.values())
     assert main(["checkpoints", "ls", str(run)]) == 0
     assert "milestone 25 %" in capsys.readouterr().out
+
+
+def copy_to(run: Path, address: str) -> CheckpointCopies:
+    """Have the run's settings say that its checkpoints are copied below `address`."""
+    settings = (run / "resolved.yaml").read_text(encoding="utf-8")
+    config = Config.model_validate(yaml.safe_load(settings))
+    training = config.training.model_copy(update={"checkpoint_copies": address})
+    config = config.model_copy(update={"training": training})
+    (run / "resolved.yaml").write_text(render_config(config), encoding="utf-8")
+    return CheckpointCopies(open_place(f"{address}/{config.run.name}/sft"), run / "sft" / "checkpoints")
+
+
+def test_ls_says_what_the_object_storage_has(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "copies" not in call(capsys, "ls", str(run))
+    with object_storage() as bucket:
+        copies = copy_to(run, f"{bucket}/runs")
+        none = call(capsys, "ls", str(run))["copies"]["sft"]
+        assert (none["whole"], none["missing"]) == ([], [5, 10, 20, 25, 30, 40, 50, 60])
+        copies.follow(RetentionRules(total_steps=100, max_recent=9, min_free_gb=0.0))
+        found = call(capsys, "ls", str(run))["copies"]["sft"]
+        assert found["whole"] == none["missing"] and found["missing"] == [] and found["size_bytes"] > 0
+        assert found["place"] == str(copies.place) and found["damaged"] == {}
+        (step_directory(copies.place, 25) / "model.safetensors").write_bytes(b"torn")
+        (step_directory(copies.place, 30) / "manifest.json").unlink()
+        torn = call(capsys, "ls", str(run))["copies"]["sft"]
+        assert torn["missing"] == [25, 30] and torn["damaged"].keys() == {"25", "30"}
+        assert main(["checkpoints", "ls", str(run)]) == 0
+        assert f"copies: 6 below {copies.place}" in (said := capsys.readouterr().out)
+        assert "steps 25, 30 are missing" in said and "step 30 can't be used: its upload did not" in said
+        copy_to(run, "s3://there-is-no-such-bucket/runs")
+        gone = call(capsys, "ls", str(run))
+        assert len(gone["sft"]) == 8 and len(gone["copies"]["sft"]["missing"]) == 8
+    unreachable = call(capsys, "ls", str(run))["copies"]["sft"]
+    assert unreachable["error"] and main(["checkpoints", "ls", str(run)]) == 0
+    assert "can't be read" in capsys.readouterr().out
 
 
 def test_prune_keeps_the_promise_and_pins(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from raystill.checkpoint.store import latest_valid, list_checkpoints, step_of
+from raystill.checkpoint.store import (
+    latest_valid,
+    list_checkpoints,
+    save_checkpoint,
+    step_directory,
+    step_of,
+)
 from raystill.train import launch
+from raystill.train.group import WorkerGroup
 from raystill.train.launch import run_training
-from raystill.train.pointers import fresh_attempt, listed_checkpoints, pointer_config
+from raystill.train.pointers import PointerReporter, fresh_attempt, listed_checkpoints, pointer_config
 
 
 @pytest.fixture(scope="module")
@@ -105,4 +113,29 @@ def test_an_attempt_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ray_keeps_milestones_and_recent_ones(empty_world: Any) -> None:
     config = empty_world.config(training={"checkpoint_cleanup": {"max_checkpoints": 3}})
-    assert pointer_config(config).num_to_keep == 9
+    assert pointer_config(config).num_to_keep == 9 + 16  # room for pins
+    best = empty_world.config(training={"checkpoint_cleanup": {"max_checkpoints": 3, "keep_best": 2}})
+    assert pointer_config(best).num_to_keep == 27
+
+
+def test_at_the_end_the_best_and_the_pinned_are_told_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray lets pointers go by their step; what stays for another reason must be among those of the end."""
+    told: list[tuple[int, bool]] = []
+
+    def note(self: PointerReporter, step: int, *rest: Any, stays: bool = False) -> None:
+        self._told.add(step)
+        told.append((step, stays))
+
+    monkeypatch.setattr(PointerReporter, "_tell", note)
+    reporter = PointerReporter(tmp_path, WorkerGroup(), torch.device("cpu"), num_recent=2)
+    for step in (3, 15, 50, 100):  # of an attempt before: pinned, best, milestones
+        save_checkpoint(tmp_path, step, tensors={"model": {"w": torch.ones(1)}}, state={})
+    for step in (120, 130, 140, 160, 180, 190, 200):
+        save_checkpoint(tmp_path, step, tensors={"model": {"w": torch.ones(1)}}, state={})
+        if step in (140, 160):
+            shutil.rmtree(step_directory(tmp_path, step))
+        reporter.report(step, {"total_steps": 200})
+    assert told[:6] == [(step, False) for step in (120, 130, 140, 160, 180, 190)]
+    assert told[6:] == [(step, True) for step in (3, 15, 50, 100, 120, 130)] + [(200, False)]

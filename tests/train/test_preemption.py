@@ -14,9 +14,10 @@ import pytest
 from raystill.checkpoint.policy import milestone_steps
 from raystill.checkpoint.store import latest_valid
 from raystill.errors import PreemptionFault
+from raystill.train import launch
 from raystill.train.launch import run_training
 
-pytestmark = [pytest.mark.soak, pytest.mark.ray]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.timeout(900)]
 DEADLINE_SECONDS = 30
 
 
@@ -59,7 +60,7 @@ def drain_one_node() -> float:
 
 @pytest.mark.parametrize("num_workers", [[1, 2], 2])
 def test_the_step_is_saved_before_the_deadline_and_a_range_goes_on(
-    world: Any, cluster: Any, num_workers: Any
+    world: Any, cluster: Any, num_workers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F28."""
     steps = {"steps": 600, "save_every": 1000, "log_every": 5}
@@ -76,6 +77,9 @@ def test_the_step_is_saved_before_the_deadline_and_a_range_goes_on(
         if record["step"] > 20 and not deadlines:
             deadlines.append(drain_one_node())
 
+    # Nothing takes the node's place: two workers are waited for in vain, and not for ten minutes here.
+    monkeypatch.setattr(launch, "_RESTART_TRIES", 1)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     if num_workers == 2:
         with pytest.raises(PreemptionFault, match="a machine is about to be taken away"):
             run_training(config, paths, "distill", drain_once)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
-from raystill.run.stage import Stage
+from raystill.run.stage import Stage, changed_keys
 from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
 from raystill.train.students import quantize
 
@@ -19,6 +19,25 @@ def test_score_is_an_input_where_the_divergence_needs_it(empty_world: Any) -> No
     chained = empty_world.config(train={"distillation": {"init": "auto"}})
     assert DISTILL_STAGE.inputs(chained) == ("generate", "score", "sft")
     assert SFT_STAGE.inputs(chained) == ("generate",)
+
+
+@pytest.mark.parametrize(("stage", "section"), [(SFT_STAGE, "sft"), (DISTILL_STAGE, "distillation")])
+def test_a_run_goes_on_with_another_number_of_workers_but_not_with_other_steps(
+    empty_world: Any, stage: Stage, section: str
+) -> None:
+    """F32: what decides the rows of a step is one number, however the workers share them."""
+
+    def changed(training: dict[str, Any], **rows: int) -> list[str]:
+        before = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+        one = empty_world.config(training={"num_workers": 2}, train={section: before})
+        other = empty_world.config(training=training, train={section: before | rows})
+        return changed_keys(stage.settings(one), stage.settings(other))
+
+    assert changed({"num_workers": 1}, gradient_accumulation_steps=2) == []
+    assert changed({"num_workers": [1, 2], "cpus_per_worker": 1}) == []
+    assert changed({"num_workers": 4}, per_device_train_batch_size=2) == []
+    (line,) = changed({"num_workers": 1})
+    assert line.startswith("num_workers x per_device_train_batch_size") and line.endswith(": 8 -> 4")
 
 
 def test_preflight_refuses_before_anything_is_written(world: Any, tokenizer_maker: Any) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ _GIB = 2**30
 _FRESH = (
     "restore the settings, choose another run.name, or start again with --fresh, which deletes the copies"
 )
+
+
+@dataclass(frozen=True)
+class CopiesFacts:
+    """What the storage has of a stage's checkpoints.
+
+    `whole` steps have all their files, each of the size that its manifest says; `damaged` ones say why not;
+    `missing` are the sound local checkpoints that have no whole copy, or that of another save of this step.
+    """
+
+    place: str
+    size_bytes: int
+    whole: tuple[int, ...]
+    damaged: dict[int, str]
+    missing: tuple[int, ...]
 
 
 @dataclass
@@ -115,6 +131,30 @@ class CheckpointCopies:
             break
         return notes
 
+    def inspect(self) -> CopiesFacts:
+        """Look at every copy: manifests and listed sizes, no content. Reads nothing but small files."""
+        there = self._read_manifests()
+        damaged = dict(self._unusable)
+        for step in self._steps() - there.keys() - damaged.keys():
+            damaged[step] = "its upload did not end"
+        for step, manifest in there.items():
+            if short := _incomplete(manifest, object_sizes(step_directory(self.place, step))):
+                damaged[step] = f"{short[0]} is missing or has another size"
+        whole = {step: manifest for step, manifest in there.items() if step not in damaged}
+        missing = []
+        for path in list_checkpoints(self.directory):
+            with contextlib.suppress(DataError):
+                manifest = load_checkpoint_manifest(path)
+                if is_whole(path, manifest) and whole.get(manifest.step) != manifest:
+                    missing.append(manifest.step)
+        return CopiesFacts(
+            place=str(self.place),
+            size_bytes=sum(manifest.size_bytes for manifest in whole.values()),
+            whole=tuple(sorted(whole)),
+            damaged=dict(sorted(damaged.items())),
+            missing=tuple(missing),
+        )
+
     def discard(self) -> None:
         """Delete every copy."""
         for step in self._steps():
@@ -149,9 +189,7 @@ class CheckpointCopies:
         for name in manifest.files:
             upload_file(path / name, target / name)
             failpoint("copies:file_uploaded")
-        sizes = object_sizes(target)
-        short = [name for name, record in manifest.files.items() if sizes.get(name) != record.size_bytes]
-        if short:
+        if short := _incomplete(manifest, object_sizes(target)):
             raise RemoteError(
                 f"{short[0]} did not arrive whole", where=str(target), fix="run again: it is copied again"
             )
@@ -231,6 +269,11 @@ class CheckpointCopies:
                 where=str(self.place),
                 fix=_FRESH,
             )
+
+
+def _incomplete(manifest: CheckpointManifest, sizes: Mapping[str, int]) -> list[str]:
+    """Files of the manifest that are not listed with their size."""
+    return [name for name, record in manifest.files.items() if sizes.get(name) != record.size_bytes]
 
 
 def copies_of(paths: RunPaths, stage: StageName) -> CheckpointCopies | None:

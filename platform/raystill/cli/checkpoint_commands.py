@@ -10,7 +10,7 @@ import typer
 
 from raystill.cli.arguments import Debug, DryRun, Json
 from raystill.cli.terminal import RESULTS, human_bytes, make_table, print_json, print_table
-from raystill.errors import ConfigError, DataError, Problem
+from raystill.errors import ConfigError, DataError, EnvironmentFault, Problem, RemoteError
 
 if TYPE_CHECKING:
     from raystill.checkpoint.inspect import CheckpointFacts
@@ -34,16 +34,19 @@ Strict = Annotated[
 
 @checkpoints_app.command("ls")
 def list_(run: Run, stage: Stage = None, as_json: Json = False, debug: Debug = False) -> None:
-    """List checkpoints with their size and why each is kept; manifests and sizes are looked at."""
+    """List checkpoints with their size and why each is kept, and their copies on object storage, if any.
+
+    Manifests and sizes are looked at. Storage that can't be read is said, and is no error.
+    """
     from raystill.checkpoint.inspect import inspect_checkpoints
 
     paths = _open_run(run)
-    found = {
-        name: inspect_checkpoints(paths.checkpoints(name), _rules(paths, name))
-        for name in _stages(paths, stage)
-    }
+    names = _stages(paths, stage)
+    found = {name: inspect_checkpoints(paths.checkpoints(name), _rules(paths, name)) for name in names}
+    copies = _look_at_copies(paths, names)
     if as_json:
-        print_json({name: [_facts_json(facts) for facts in rows] for name, rows in found.items()})
+        listed: dict[str, Any] = {name: [_facts_json(one) for one in rows] for name, rows in found.items()}
+        print_json(listed | ({"copies": copies} if copies else {}))
         return
     for name, rows in found.items():
         cells = [
@@ -61,6 +64,8 @@ def list_(run: Run, stage: Stage = None, as_json: Json = False, debug: Debug = F
         headings = {"step": True, "size": True, "state": False, "kept because": False, "measured": False}
         total = human_bytes(sum(facts.size_bytes for facts in rows))
         print_table(make_table(f"{name}: {len(rows)} checkpoints, {total}", headings, cells))
+        for line in _describe_copies(copies.get(name)):
+            RESULTS.print(line, markup=False)
 
 
 @checkpoints_app.command()
@@ -218,6 +223,36 @@ def _rules(paths: RunPaths, stage: TrainStage) -> RetentionRules:
 
     config = load_config([paths.resolved_config], []).config
     return RetentionRules.from_config(config, read_total_steps(paths.checkpoints(stage)))
+
+
+def _look_at_copies(paths: RunPaths, names: list[TrainStage]) -> dict[str, dict[str, Any]]:
+    """Of each stage the facts about its copies, or the `error` that kept them from being read; none where
+    the run makes no copies."""
+    from raystill.checkpoint.copies import CheckpointCopies
+    from raystill.config.load import load_config
+    from raystill.run.paths import RunPaths
+
+    config = load_config([paths.resolved_config], []).config
+    found: dict[str, dict[str, Any]] = {}
+    for name in names if config.training.checkpoint_copies else ():
+        try:
+            place = RunPaths.from_config(config).checkpoint_copies(name)
+            assert place is not None
+            found[name] = asdict(CheckpointCopies(place, paths.checkpoints(name)).inspect()) | {"error": None}
+        except (RemoteError, EnvironmentFault) as error:
+            found[name] = {"place": config.training.checkpoint_copies, "error": error.what}
+    return found
+
+
+def _describe_copies(facts: dict[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    if facts["error"] is not None:
+        return [f"copies: {facts['place']} can't be read: {facts['error']}"]
+    whole, damaged, missing = facts["whole"], facts["damaged"], facts["missing"]
+    state = "all are there" if not missing else f"steps {', '.join(map(str, missing))} are missing"
+    lines = [f"copies: {len(whole)} below {facts['place']}, {human_bytes(facts['size_bytes'])}; {state}"]
+    return lines + [f"        step {step} can't be used: {why}" for step, why in damaged.items()]
 
 
 def _facts_json(facts: CheckpointFacts) -> dict[str, Any]:

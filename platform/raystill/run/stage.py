@@ -62,7 +62,8 @@ class Stage:
     """A step of the pipeline.
 
     `config_keys` are the dotted paths whose values decide the output: changing any other key neither reruns
-    nor invalidates the stage. `inputs` names the stages that must be complete before this one.
+    nor invalidates the stage. `derived` gives, by name, what several keys decide together and none alone.
+    `inputs` names the stages that must be complete before this one.
 
     `external_inputs` fingerprints what the stage reads from outside the run (name -> hash of the content);
     it is compared like `inputs`, except that a name which is no longer reported is not a change: a finished
@@ -89,6 +90,12 @@ class Stage:
     fixed_inputs: tuple[str, ...] = ()
     describe_new_data: Callable[[Config, RunPaths], list[str]] | None = None
     discard: Callable[[Config, RunPaths], None] | None = None
+    derived: Callable[[Config], dict[str, Any]] | None = None
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What of `config` decides the output, by dotted path or name; JSON-able."""
+        derived = {} if self.derived is None else self.derived(config)
+        return config_slice(config, self.config_keys) | derived
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ def execute(
     output = paths.stage_dir(stage.name)
     external = stage.external_inputs(config) if stage.external_inputs else {}
     origin = {
-        "config": config_slice(config, stage.config_keys),
+        "config": stage.settings(config),
         "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()}
         | {_EXTERNAL_PREFIX + name: content for name, content in external.items()},
     }

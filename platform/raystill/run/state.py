@@ -12,7 +12,7 @@ from raystill.config.schema import Config
 from raystill.errors import ConfigError, EnvironmentFault
 from raystill.run.manifest import Manifest, load_manifest
 from raystill.run.paths import STARTED_NAME, RunPaths
-from raystill.run.stage import Stage, changed_keys, config_slice
+from raystill.run.stage import Stage, changed_keys
 
 Status = Literal["complete", "started", "changed", "absent"]
 
@@ -40,7 +40,7 @@ def load_stage_state(stage: Stage, config: Config, paths: RunPaths) -> StageStat
             recorded = json.loads((output / STARTED_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return StageState("absent")
-    differences = changed_keys(recorded["config"], config_slice(config, stage.config_keys))
+    differences = changed_keys(recorded["config"], stage.settings(config))
     for name in stage.inputs(config):
         now = load_manifest(paths.stage_dir(name))
         if now is not None and recorded["inputs"].get(name) != now.fingerprint:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raystill.config.device_type import choose_device_type
 from raystill.config.schema import Config
@@ -27,6 +27,9 @@ from raystill.run.remote import open_place
 from raystill.train.metrics import iter_metrics
 from raystill.train.settings import TrainStageName
 
+if TYPE_CHECKING:
+    from ray.train import FailureConfig
+
 Progress = Callable[[dict[str, Any]], None]
 
 # Ray polls its workers every 2 s by default: a long wait for short runs, at both ends and at every report.
@@ -37,6 +40,9 @@ _ENVIRONMENT = {
 }
 # One more process, which only a cluster's notices make worth it.
 _PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+# How often a group is asked for again that takes the place of a lost one; each time Ray waits for a minute
+# (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S).
+_RESTART_TRIES = 9
 _POLL_SECONDS = 0.5
 # How long an interrupted driver waits for the workers to finish their step and save it.
 _STOP_SECONDS = 20.0
@@ -50,38 +56,50 @@ def run_training(
 
     Where `training.num_workers` is a range, Ray takes as many workers as fit and changes their number as
     nodes come and go. There, and on any cluster, a group that lost a worker, or is about to lose a node, is
-    started again as long as it gets on.
+    started again as long as it gets on, and as machines for it are there within some minutes.
 
     Raises the RaystillError that a worker raised; EnvironmentFault if Ray can't give what was asked for, or a
     worker or Ray's controller died.
     """
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
     from raystill.checkpoint.store import latest_valid
 
     least, most = worker_range(config.training)
     lost_at = -1
+    lost: RaystillError | None = None
     while True:
         try:
-            return _train_once(config, paths, stage, on_progress)
+            return _train_once(config, paths, stage, on_progress, is_restart=lost is not None)
         except TrainingFailedError as error:
+            if lost is not None and isinstance(error, ControllerError):
+                raise lost from error  # nothing has taken the place of what was lost
             fault = translate_failure(error, paths.checkpoints(stage))
             reached = latest_valid(paths.checkpoints(stage)).step or 0
             stays = least == most and not is_cluster_joined(config)
             can_go_on = isinstance(fault, PreemptionFault) or _own_error(error) is None
             if stays or not can_go_on or reached <= lost_at:
                 raise fault from error
-            lost_at = reached
+            lost_at, lost = reached, fault
             with EventLog(paths.run_log, stage) as events:
                 events.emit("warning", message=f"{fault.what}; going on from step {reached}")
 
 
 def _train_once(
-    config: Config, paths: RunPaths, stage: TrainStageName, on_progress: Progress | None
+    config: Config,
+    paths: RunPaths,
+    stage: TrainStageName,
+    on_progress: Progress | None,
+    *,
+    is_restart: bool = False,
 ) -> dict[str, Any]:
-    """One worker group's work, and that of those that Ray puts in its place when nodes come and go."""
+    """One worker group's work, and that of those that Ray puts in its place when nodes come and go.
+
+    The first group waits for its machines without an end: a cluster may still grow into it, and what it can
+    never have was refused. A restart doesn't.
+    """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from raystill.train.pointers import fresh_attempt, pointer_config
@@ -99,14 +117,7 @@ def _train_once(
     with _environment(watch_preemption=joined), fresh_attempt(attempts) as name:
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={
-                "config": config.model_dump_json(),
-                "root": str(paths.root.absolute()),
-                "store": str(paths.store.absolute()),
-                "stage": stage,
-                "device": device,
-                "watch_preemption": joined,
-            },
+            train_loop_config=_loop_config(config, paths, stage, device),
             scaling_config=ScalingConfig(
                 num_workers=most if least == most else (least, most),
                 use_gpu=device == "cuda",
@@ -116,7 +127,7 @@ def _train_once(
             run_config=RunConfig(
                 name=name,
                 storage_path=str(attempts),
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=_failure_config(is_restart),
                 checkpoint_config=pointer_config(config),
             ),
         )
@@ -131,6 +142,26 @@ def _train_once(
             ) from error
     summary: dict[str, Any] = result.return_value
     return summary
+
+
+def _loop_config(config: Config, paths: RunPaths, stage: TrainStageName, device: str) -> dict[str, Any]:
+    """What `_ray_worker` needs to know."""
+    return {
+        "config": config.model_dump_json(),
+        "root": str(paths.root.absolute()),
+        "store": str(paths.store.absolute()),
+        "stage": stage,
+        "device": device,
+        "watch_preemption": is_cluster_joined(config),
+    }
+
+
+def _failure_config(is_restart: bool) -> FailureConfig:
+    """Groups that are lost are `run_training`'s to start again; those that can't be started, Ray's."""
+    from ray.train import FailureConfig
+
+    tries = _RESTART_TRIES if is_restart else -1
+    return FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=tries)
 
 
 def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +189,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
         num_threads=choose_num_threads(config, context.get_local_world_size()),
     )
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())
-    reporter = PointerReporter(job.paths.checkpoints(job.stage), group, torch.device(job.device))
+    recent = config.training.checkpoint_cleanup.max_checkpoints
+    reporter = PointerReporter(job.paths.checkpoints(job.stage), group, torch.device(job.device), recent)
     return train_worker(job, group, reporter, _is_preempted if loop_config["watch_preemption"] else None)
 
 

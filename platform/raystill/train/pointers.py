@@ -6,7 +6,7 @@ a checkpoint be deleted behind Ray's back (Ray raises when it rotates a director
 start refuses the run), be pinned later, or give way to pressure; and only with a fresh directory for every
 attempt does a torn snapshot of Ray's stop nothing. So the weights are `checkpoint.retention`'s alone. Ray's
 CheckpointConfig rotates the pointers, by a score that puts milestones first: when a run has ended, the
-pointers of its `Result` that resolve are the milestones and the most recent checkpoints.
+pointers of its `Result` that resolve are what exists: milestones, the most recent, the best and the pinned.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ POINTER_NAME = "checkpoint.json"
 SCORE = "retention_score"
 _ATTEMPT_PREFIX = "attempt-"
 _MILESTONE = 10**12
+# Pins are set while a run goes on, and Ray wants to know how many pointers it keeps when it begins.
+_MOST_PINS = 16
 
 
 def pointer_config(config: Config) -> CheckpointConfig:
-    """How Ray rotates pointers: all milestones, and the most recent of the others."""
+    """How Ray rotates pointers: all milestones, the most recent others, and room for best and pinned ones."""
     from ray.train import CheckpointConfig
 
-    recent = config.training.checkpoint_cleanup.max_checkpoints
+    cleanup = config.training.checkpoint_cleanup
     return CheckpointConfig(
-        num_to_keep=recent + len(MILESTONE_PERCENTS),
+        num_to_keep=cleanup.max_checkpoints + len(MILESTONE_PERCENTS) + cleanup.keep_best + _MOST_PINS,
         checkpoint_score_attribute=SCORE,
         checkpoint_score_order="max",
     )
@@ -78,8 +80,10 @@ def listed_checkpoints(result: Result) -> list[Path]:
 class PointerReporter:
     """Tells Ray Train of every save. Every worker has one; the first one's metrics and pointers count."""
 
-    def __init__(self, directory: Path, group: WorkerGroup, device: torch.device) -> None:
+    def __init__(self, directory: Path, group: WorkerGroup, device: torch.device, num_recent: int) -> None:
+        """`num_recent` is how many besides the milestones Ray is sure to keep by their step."""
         self._directory = directory
+        self._num_recent = num_recent
         self._group = group
         self._device = device
         self._told: set[int] = set()
@@ -87,21 +91,31 @@ class PointerReporter:
         self._group_name = secrets.token_hex(4)
 
     def report(self, step: int, metrics: dict[str, Any]) -> None:
-        """Report a step that is being saved; at the last one, also what earlier attempts have saved."""
+        """Report a step that is being saved.
+
+        At the last one, also what earlier attempts have saved, and what Ray may have let go: the best and the
+        pinned of the steps that are no longer recent.
+        """
         total = int(metrics["total_steps"])
         if step == total:
-            steps = [step_of(path) for path in list_checkpoints(self._directory)]
-            older = [one for one in steps if one is not None and one < step and one not in self._told]
-            count = self._group.most(len(older) if self._group.is_first else 0, self._device)
+            older = self._find_untold(step, total) if self._group.is_first else []
+            count = self._group.most(len(older), self._device)
             for position in range(count):
-                self._tell(older[position] if self._group.is_first else 0, {}, total)
+                self._tell(older[position] if self._group.is_first else 0, {}, total, stays=True)
         self._tell(step, metrics, total)
 
-    def _tell(self, step: int, metrics: dict[str, Any], total_steps: int) -> None:
+    def _find_untold(self, step: int, total_steps: int) -> list[int]:
+        found = [one for path in list_checkpoints(self._directory) if (one := step_of(path)) is not None]
+        milestones = milestone_steps(total_steps)
+        recent = sorted(one for one in self._told if one not in milestones)[-self._num_recent :]
+        known = self._told.intersection([*milestones, *recent])
+        return [one for one in found if one < step and one not in known]
+
+    def _tell(self, step: int, metrics: dict[str, Any], total_steps: int, *, stays: bool = False) -> None:
         import ray.train
 
         self._told.add(step)
-        score = step + (_MILESTONE if step in milestone_steps(total_steps) else 0)
+        score = step + (_MILESTONE if stays or step in milestone_steps(total_steps) else 0)
         plain = {
             name: value
             for name, value in metrics.items()
@@ -117,5 +131,5 @@ class PointerReporter:
             ray.train.report(
                 values,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"pointer-{step:08d}-{self._group_name}",
+                checkpoint_dir_name=f"pointer-{step:08d}-{self._group_name}{'-stays' if stays else ''}",
             )

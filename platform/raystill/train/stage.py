@@ -10,6 +10,7 @@ from typing import Any
 from raystill.config.schema import Config
 from raystill.config.signal_source import learns_from_assistant, resolve_kd_models, resolve_signal_source
 from raystill.config.student_init import resolve_student_init
+from raystill.config.worker_range import worker_range
 from raystill.run.disk import free_bytes
 from raystill.run.manifest import load_manifest
 from raystill.run.paths import RunPaths, StageName
@@ -43,8 +44,6 @@ _SHARED_KEYS = (
     "training.spike_threshold",
     "training.max_spike_steps",
     "curriculum",
-    "training.num_workers",
-    "training.cpus_per_worker",
 )
 _STUDENT_KEYS = tuple(
     f"student.{name}"
@@ -79,8 +78,6 @@ _ASSISTANT_KEYS = (
 _COMMON = (
     "steps",
     "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
     "learning_rate",
     "peft",
 )
@@ -309,6 +306,17 @@ def _foresee_distill(config: Config, paths: RunPaths) -> None:
     _foresee(config, paths, "distill")
 
 
+def _rows_per_step(config: Config, stage: TrainStageName) -> dict[str, Any]:
+    """How many workers share the rows of a step, and how they cut them, changes the result by rounding only:
+    a run whose machine has changed goes on with other numbers of the same product."""
+    section = config.train.sft if stage == "sft" else config.train.distillation
+    rows = None
+    if section is not None:
+        rows = section.per_device_train_batch_size * section.gradient_accumulation_steps
+        rows *= worker_range(config.training)[1]
+    return {"num_workers x per_device_train_batch_size x gradient_accumulation_steps": rows}
+
+
 SFT_STAGE = Stage(
     name="sft",
     config_keys=(*_SHARED_KEYS, *_STUDENT_KEYS, *_ASSISTANT_KEYS, *_SFT_KEYS),
@@ -318,6 +326,7 @@ SFT_STAGE = Stage(
     preflight=_check_sft,
     foresee=_foresee_sft,
     discard=_discard_sft,
+    derived=lambda config: _rows_per_step(config, "sft"),
 )
 DISTILL_STAGE = Stage(
     name="distill",
@@ -328,4 +337,5 @@ DISTILL_STAGE = Stage(
     preflight=_check_distill,
     foresee=_foresee_distill,
     discard=_discard_distill,
+    derived=lambda config: _rows_per_step(config, "distill"),
 )
