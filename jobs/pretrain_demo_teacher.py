@@ -1,6 +1,9 @@
 """Train the demo's teacher from scratch and write its bundle (a few minutes on one CPU core).
 
-ray job submit --working-dir . -- python jobs/pretrain_demo_teacher.py --output teacher
+On a cluster:
+
+    ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\
+        python jobs/pretrain_demo_teacher.py --output /shared/demo_teacher
 """
 
 import argparse

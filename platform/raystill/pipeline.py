@@ -10,7 +10,7 @@ libraries inside functions, so a run whose stages are all complete ends in secon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
@@ -279,7 +279,8 @@ def _run(steps: list[Step], loaded: LoadedConfig, how: _How, observer: Observer)
             if name == "report":
                 result = _run_report(config, paths, must_build=how.fresh or len(steps) == 1)
             else:
-                result = _run_one(load_stage(name), config, paths, how, ray, observer)
+                later = _asking_later(steps[position:], paths, how)
+                result = _run_one(load_stage(name), config, paths, how, ray, observer, later)
                 if not result.skipped and name in begun:
                     _remember_rate(name, config, paths)
             observer.step_finished(result)
@@ -304,8 +305,21 @@ def _foresee_rest(steps: list[Step], config: Config, paths: RunPaths) -> tuple[P
     return ()
 
 
+def _asking_later(steps: Sequence[Step], paths: RunPaths, how: _How) -> list[StageName]:
+    """Those of `steps` that have work to do on Ray."""
+    names: list[StageName] = [name for name in steps if name != "report"]
+    undone = [name for name in names if how.fresh or load_manifest(paths.stage_dir(name)) is None]
+    return [name for name in undone if load_stage(name).needs_ray]
+
+
 def _run_one(
-    stage: Stage, config: Config, paths: RunPaths, how: _How, ray: RunSession, observer: Observer
+    stage: Stage,
+    config: Config,
+    paths: RunPaths,
+    how: _How,
+    ray: RunSession,
+    observer: Observer,
+    later: Sequence[StageName] = (),
 ) -> StepResult:
     outcome = execute(
         stage,
@@ -314,7 +328,7 @@ def _run_one(
         fresh=how.fresh,
         accept_new_data=how.accept_new_data,
         on_event=ray.event,
-        before_work=partial(ray.start, stage.name) if stage.needs_ray else None,
+        before_work=partial(ray.start, stage.name, later) if stage.needs_ray else None,
     )
     manifest = outcome.manifest
     return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)

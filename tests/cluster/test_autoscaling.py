@@ -1,10 +1,10 @@
-"""Generation on a cluster that begins without CPUs: nodes come, one is killed, nothing is lost, all go."""
+"""Generation and training on a cluster that begins without CPUs: nodes come, all are killed in the middle of
+either, nothing is lost, and all go.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,22 +14,23 @@ from typing import Any
 
 import pytest
 
+from raystill.checkpoint.store import latest_valid, list_checkpoints
 from raystill.run.manifest import load_manifest
+from raystill.run.paths import RunPaths, StageName
 from raystill.teacher.fake_engine import SECONDS_PER_ROW_VARIABLE
+from raystill.testing.growing_cluster import GrowingCluster, growing_cluster
+from raystill.testing.ray_head import joining_environment
+from raystill.train.metrics import iter_metrics
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "platform" / "raystill" / "demo"
-_SPEC = importlib.util.spec_from_file_location(
-    "growing_cluster", Path(__file__).parent / "growing_cluster.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-growing = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = growing
-_SPEC.loader.exec_module(growing)
 NUM_PROMPTS = 64
 # With two rows in flight, 16 s of work for a node, of which the kill takes place after the first.
 SECONDS_PER_ROW = "0.5"
+# Seconds of training are left at the step at which the nodes go.
+STEPS = 600
+SPOT = {"market-type": "spot"}
 PATIENCE_SECONDS = 300
 
 
@@ -39,7 +40,7 @@ def write_config(folder: Path, address: str) -> Path:
     values: dict[str, Any] = {
         "run": {"name": "grown", "dir": str(folder / "runs")},
         "device": {"type": "cpu"},
-        "cluster": {"address": address},
+        "cluster": {"address": address, "teacher_labels": SPOT, "training_labels": SPOT},
         "prompts": {"sources": [{"path": str(folder / "prompts.jsonl")}], "eval_size": 8},
         "teacher": {
             "engine": "fake",
@@ -50,59 +51,79 @@ def write_config(folder: Path, address: str) -> Path:
             "signals": {"num_logprobs": 4},
             "store": {"num_partitions": 4, "rows_per_part": 4},
         },
-    }
+        "student": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 256,
+        },
+        "training": {
+            "steps": STEPS, "save_every": 20, "log_every": 20, "max_seq_len": 256, "num_workers": 2,
+            "cpus_per_worker": 1, "checkpoint_cleanup": {"min_free_space_gb": 0.0},
+        },
+        "train": {"distillation": {"init": "student", "per_device_train_batch_size": 4}},
+    }  # fmt: skip
     path = folder / "run.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     return path
 
 
-def raystill(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def raystill(cluster: GrowingCluster, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as stream:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "raystill.cli.main", *arguments],
-            env=os.environ | growing.TOKEN | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+            env=joining_environment(cluster.head, OMP_NUM_THREADS="1", NO_COLOR="1"),
             stdout=stream, stderr=stream,
         )  # fmt: skip
 
 
-def wait_until(reached: Callable[[], Any], what: str) -> float:
+def wait_until(reached: Callable[[], Any], what: str) -> None:
     started = time.monotonic()
     while not reached():
         assert time.monotonic() - started < PATIENCE_SECONDS, f"waited {PATIENCE_SECONDS} s for {what}"
-        time.sleep(0.2)
-    return time.monotonic() - started
+        time.sleep(0.05)
 
 
-def test_nodes_come_for_the_teacher_and_go_again(tmp_path: Path) -> None:
+def lose_the_nodes(cluster: GrowingCluster, run: subprocess.Popen[bytes], reached: Callable[[], Any]) -> None:
+    """Kill every node once `reached`, and see others take their place."""
+    wait_until(lambda: reached() or run.poll() is not None, "the work that the nodes are killed in")
+    lost = cluster.kill_nodes()
+    assert lost, "there was no node to kill"
+    wait_until(lambda: set(cluster.raylets()) - lost, "nodes in the place of those that were killed")
+
+
+@pytest.mark.parametrize("until", ["generate", pytest.param("distill", marks=pytest.mark.soak)])
+def test_nodes_come_are_lost_and_replaced_and_go(tmp_path: Path, until: StageName) -> None:
+    log, root = tmp_path / "run.log", tmp_path / "runs" / "grown"
+    paths = RunPaths(root, store=root / "teacher_store")
     slow = {SECONDS_PER_ROW_VARIABLE: SECONDS_PER_ROW}
-    log = tmp_path / "run.log"
-    with growing.growing_cluster({"CPU": 1}, most=2, **slow) as cluster:
-        config = str(write_config(tmp_path, cluster.address))
-        # What no node of this cluster can ever give is refused, not waited for.
-        asked = ("run.name=greedy", "teacher.vllm.num_engines=9")
+    with growing_cluster({"CPU": 1}, most=2, labels=SPOT, **slow) as cluster:
+        config = str(write_config(tmp_path, cluster.head.address))
+        # What no node of this cluster can ever give is refused: not waited for, nor after the teacher's work.
+        asked = ("run.name=greedy", "cluster.training_labels.market-type=on-demand")
         changes = [word for text in asked for word in ("--set", text)]
-        greedy = raystill(log, "run", "--config", config, "--until", "generate", *changes)
+        greedy = raystill(cluster, log, "run", "--config", config, "--until", "distill", *changes)
         assert greedy.wait(PATIENCE_SECONDS) == 4, log.read_text()
-        assert "may add no nodes" in log.read_text()
-        run = raystill(log, "run", "--config", config, "--until", "generate")
-        came = wait_until(cluster.raylets, "the first node")
-        parts = tmp_path / "runs" / "grown" / "teacher_store"
-        wait_until(lambda: any(parts.rglob("*.parquet")), "the first committed rows")
-        first = dict(cluster.raylets())
-        for raylet in first.values():
-            raylet.kill()
-        seen: set[str] = set()
-
-        def is_over() -> bool:
-            """Notes the nodes that are there: once the run is over, they may have left already."""
-            over = run.poll() is not None
-            seen.update(cluster.raylets())
-            return over
-
-        wait_until(is_over, "the run")
+        assert "distill asks for 2 training workers" in log.read_text()
+        assert "may add no nodes" in log.read_text() and not (root.parent / "greedy" / "generate").exists()
+        run = raystill(cluster, log, "run", "--config", config, "--until", until)
+        lose_the_nodes(cluster, run, lambda: any(paths.store.rglob("*.parquet")))
+        reached = 0
+        if until == "distill":  # two workers on two nodes of one CPU: the teacher's have given theirs back
+            saved = paths.checkpoints("distill")
+            lose_the_nodes(cluster, run, lambda: len(list_checkpoints(saved)) >= 2)
+            reached = latest_valid(saved).step or 0
+        wait_until(lambda: run.poll() is not None, "the run")
         assert run.returncode == 0, log.read_text()
-        manifest = load_manifest(tmp_path / "runs" / "grown" / "generate")
-        assert manifest is not None and manifest.counts["done"] == NUM_PROMPTS, manifest
-        assert seen - set(first), "no node took the place of the killed one"
-        went = wait_until(lambda: not cluster.raylets(), "idle nodes to leave")
-    print(f"first node after {came:.1f} s, gone {went:.1f} s after the run")
+        wait_until(lambda: not cluster.raylets(), "idle nodes to leave")
+    generated = load_manifest(paths.stage_dir("generate"))
+    assert generated is not None and generated.counts["done"] == NUM_PROMPTS, generated
+    if until == "distill":
+        require_every_step(paths, reached)
+
+
+def require_every_step(paths: RunPaths, reached: int) -> None:
+    """Training went on from the step that was `reached` when the nodes were lost, to its end."""
+    trained = load_manifest(paths.stage_dir("distill"))
+    assert trained is not None and trained.counts["steps"] == STEPS > reached > 0
+    lines = [line["step"] for line in iter_metrics(paths.training_metrics("distill")) if "train/loss" in line]
+    assert lines == [*range(20, STEPS + 1, 20)]
+    assert "going on from step" in paths.run_log.read_text(encoding="utf-8")

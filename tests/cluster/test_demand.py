@@ -42,6 +42,25 @@ def test_teachers_beside_a_worker_are_counted() -> None:
     assert on_cpu is not None and on_cpu.beside == {"CPU": 3.0}
 
 
+def test_workers_on_labelled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    labels = {"teacher_labels": {"market-type": "spot"}, "training_labels": {"market-type": "on-demand"}}
+    teacher = {"source": "online", "worker": {"num_cpus": 3}}
+    train = {"sft": {}, "distillation": {"teacher": teacher}}
+    config = make(cluster={"address": "head:6379", **labels}, train=train)
+    places = {stage: stage_demand(config, stage, "cpu") for stage in ("generate", "sft", "distill")}
+    found = {stage: demand.labels["market-type"] for stage, demand in places.items() if demand is not None}
+    assert found == {"generate": "spot", "sft": "on-demand", "distill": "on-demand"}
+    distill = places["distill"]
+    assert distill is not None and distill.describe().endswith("on nodes with market-type: on-demand")
+    # Its teachers' process may run on nodes without the label, which this is not the capacity of.
+    assert distill.beside and find_unmet(distill, Capacity({"CPU": 1.0}, [{"CPU": 1.0}])) is None
+    assert find_unmet(distill, Capacity({}, [])) is not None
+    alone = make(cluster=labels, train=train)
+    local = stage_demand(alone, "sft", "cpu")
+    assert local is not None and local.labels == {}
+
+
 @pytest.mark.parametrize(
     ("vllm", "message"),
     [

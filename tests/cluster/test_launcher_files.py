@@ -15,7 +15,8 @@ import yaml
 from raystill.cluster.upload import load_runtime_env
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHERS = ("aws", "gcp", "azure", "on_premise")
+CLOUDS = ("aws", "gcp", "azure")
+LAUNCHERS = (*CLOUDS, "on_premise")
 MANIFESTS = ("kuberay_cluster", "kuberay_job")
 _SPEC = importlib.util.spec_from_file_location("kuberay_schema", Path(__file__).parent / "kuberay_schema.py")
 assert _SPEC is not None and _SPEC.loader is not None
@@ -72,6 +73,15 @@ def test_a_launched_head_is_closed_and_schedules_nothing(name: str) -> None:
         assert config["provider"]["cache_stopped_nodes"] is False
 
 
+@pytest.mark.parametrize("name", CLOUDS)
+def test_every_launched_node_sees_the_disk_of_the_runs(name: str) -> None:
+    config = load(name)
+    assert "--volume /shared:/shared" in config["docker"]["run_options"]
+    mounting = " ".join(config["initialization_commands"])
+    assert re.search(r"mount -t nfs4? .*:/\S* /shared\b", mounting)
+    assert "run.dir=/shared/" in (ROOT / "cluster" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_the_manifests_fit_kuberay(name: str) -> None:
     manifest = load(name)
@@ -82,6 +92,8 @@ def test_the_manifests_fit_kuberay(name: str) -> None:
     for group in spec["workerGroupSpecs"]:
         resources = group["template"]["spec"]["containers"][0]["resources"]
         assert resources["requests"] == resources["limits"]
+        mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert "/shared" in [mount["mountPath"] for mount in mounts]
         assert any(volume.get("emptyDir", {}).get("medium") == "Memory"
                    for volume in group["template"]["spec"]["volumes"])  # fmt: skip
     assert {group["labels"]["market-type"] for group in spec["workerGroupSpecs"]} == {"spot", "on-demand"}

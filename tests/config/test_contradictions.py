@@ -202,3 +202,10 @@ def test_places_are_files_and_lines(tmp_path: Path) -> None:
 def test_curation_that_can_not_be(overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_config([], overrides)
+
+
+def test_a_range_of_workers_takes_nodes_as_they_come() -> None:
+    labels = "cluster.training_labels={market-type: on-demand}"
+    assert load_config([], [labels, "training.num_workers=2"]).config.cluster.training_labels is not None
+    with pytest.raises(ConfigError, match="counts nodes of every kind"):
+        load_config([], [labels, "training.num_workers=[1, 2]"])

@@ -46,11 +46,22 @@ def test_help_is_the_docstring(name: str) -> None:
     assert docstring.splitlines()[0].split()[0] in done.stdout
 
 
+def documented_words(name: str) -> list[str]:
+    """What follows `ray job submit` in a job's docstring."""
+    docstring = ast.get_docstring(ast.parse((ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    line = docstring.partition("ray job submit")[2].partition("\n\n")[0].replace("\\\n", " ")
+    return shlex.split(line)
+
+
 @pytest.mark.parametrize(("name", "stage"), STAGE_JOBS.items())
-def test_a_job_plans_its_stage(name: str, stage: str) -> None:
-    done = run_job(name, "--config", "configs/demo.yaml", "--dry-run", "--json")
+def test_a_job_plans_its_stage_as_its_docstring_submits_it(name: str, stage: str, tmp_path: Path) -> None:
+    words = documented_words(name)
+    given = [word.replace("/shared", str(tmp_path)) for word in words[words.index("--") + 3 :]]
+    done = run_job(name, *given, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
-    assert [item["name"] for item in json.loads(done.stdout)["stages"]] == [stage]
+    plan = json.loads(done.stdout)
+    assert [item["name"] for item in plan["stages"]] == [stage]
+    assert plan["run_dir"].startswith(str(tmp_path / "runs"))
 
 
 def test_the_whole_pipeline_is_a_job() -> None:
@@ -67,15 +78,15 @@ def test_the_documented_command_of_the_first_seed_loads_and_plans() -> None:
     assert "distill" in done.stdout
 
 
-@pytest.mark.parametrize("name", [*STAGE_JOBS, "run_pipeline", "tune_training"])
+@pytest.mark.parametrize("name", JOBS)
 def test_the_submit_line_is_right(name: str) -> None:
-    docstring = ast.get_docstring(ast.parse((ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    line = docstring.partition("ray job submit")[2].partition("\n\n")[0].replace("\\\n", " ")
-    words = shlex.split(line)
+    words = documented_words(name)
+    assert words[words.index("--working-dir") + 1] == "."
     assert (ROOT / words[words.index("--runtime-env") + 1]).is_file()
     command = words[words.index("--") + 1 :]
     assert command[:2] == ["python", f"jobs/{name}.py"]
     assert all((ROOT / word).is_file() for word in command if word.endswith(".yaml"))
+    assert any("/shared/" in word for word in command), "what it writes would go with the job's copy"
 
 
 def test_a_job_has_the_exit_codes_of_the_command() -> None:

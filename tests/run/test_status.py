@@ -17,7 +17,7 @@ from raystill.run.paths import RunPaths
 from raystill.run.status import StageStatus, read_status
 
 
-def begin(paths: RunPaths, *, fails: bool = False) -> None:
+def begin(paths: RunPaths, *, error: BaseException | None = None) -> None:
     """Prepare is complete; generate has 30 of 100 rows, 10 of them from an earlier run."""
     counts = {"kept": 100, "rows_in": 104, "rejected": 4}
     manifest = Manifest(
@@ -31,9 +31,9 @@ def begin(paths: RunPaths, *, fails: bool = False) -> None:
             events.emit(
                 "progress", done=22, total=90, rejected=2, tokens_per_s=50.0, eta_seconds=7.0, cost_usd=0.25
             )
-            if fails:
-                raise DataError("no")
-    except DataError:
+            if error is not None:
+                raise error
+    except (DataError, KeyboardInterrupt):
         pass
 
 
@@ -74,8 +74,10 @@ def test_an_end_without_a_word_and_an_end_with_one(paths: RunPaths) -> None:
     assert stage(paths, "generate").condition == "interrupted"
     assert stage(paths, "generate").eta_seconds is None
     assert not read_status(paths).is_locked
-    begin(paths, fails=True)
+    begin(paths, error=DataError("no"))
     assert stage(paths, "generate").condition == "failed"
+    begin(paths, error=KeyboardInterrupt())  # Ctrl-C, or a job that was stopped
+    assert stage(paths, "generate").condition == "interrupted"
 
 
 def test_a_torn_line_is_no_event(paths: RunPaths) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raystill.config.node_labels import is_cluster_joined, node_labels
 from raystill.config.schema import Config
 from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
@@ -25,7 +26,7 @@ _SMALLEST_NUM_CPUS = 4  # what a local Ray offers at least (`ray_session`)
 @dataclass(frozen=True)
 class Demand:
     """From `least` to `most` workers of a stage, each with `each` of Ray's resources, on one node; and
-    `beside` each a process of its own, on any node."""
+    `beside` each a process of its own, on any node. Nodes of workers have `labels`."""
 
     stage: StageName
     what: str
@@ -34,6 +35,7 @@ class Demand:
     each: dict[str, float]
     key: str
     beside: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """`1 to 4 engines, each 1 GPU`."""
@@ -41,6 +43,8 @@ class Demand:
         words = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
         more = " and ".join(f"{amount:g} {name}" for name, amount in self.beside.items())
         words += f", and {more} for its teachers" if more else ""
+        labels = ", ".join(f"{name}: {value}" for name, value in self.labels.items())
+        words += f", on nodes with {labels}" if labels else ""
         return f"{count} {self.what}{'s' if self.most > 1 else ''}, each {words}"
 
 
@@ -67,19 +71,22 @@ def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None
         engines = vllm.num_engines
         least, most = (engines, engines) if isinstance(engines, int) else (engines[0], engines[1])
         each = {"GPU": float(vllm.tensor_parallel_size)} if gpu else {"CPU": 1.0}
-        return Demand(stage, "engine", least, most, each, f"{section}.vllm.num_engines")
+        labels = node_labels(config, stage)
+        return Demand(stage, "engine", least, most, each, f"{section}.vllm.num_engines", labels=labels)
     if stage in ("sft", "distill"):
         least, most = worker_range(config.training)
         each = {"CPU": float(config.training.cpus_per_worker or 1)} | ({"GPU": 1.0} if gpu else {})
         beside = teacher_resources(config, on_gpu=gpu) if stage == "distill" else {}
-        return Demand(stage, "training worker", least, most, each, "training.num_workers", beside)
+        labels = node_labels(config, stage)
+        return Demand(stage, "training worker", least, most, each, "training.num_workers", beside, labels)
     return None
 
 
 def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
-    """Why `demand` can never be met, if it can't."""
-    for name in {**demand.each, **demand.beside}:
-        amount = demand.each.get(name, 0.0) + demand.beside.get(name, 0.0)
+    """Why `demand` can never be met by `capacity`, that of nodes with its labels, if it can't."""
+    beside = {} if demand.labels else demand.beside  # other nodes may have room for those
+    for name in {**demand.each, **beside}:
+        amount = demand.each.get(name, 0.0) + beside.get(name, 0.0)
         total = capacity.total.get(name, 0.0)
         if demand.least * amount > total + 1e-6:
             return Problem(
@@ -103,31 +110,40 @@ def find_unmet(demand: Demand, capacity: Capacity) -> Problem | None:
     return None
 
 
-def require_capacity(config: Config, stage: StageName) -> None:
+def require_capacity(config: Config, stage: StageName) -> Demand | None:
     """Refuse a stage that would wait forever. Ray must be running. Raises EnvironmentFault.
 
     What the nodes that are there can't give is asked of the autoscaler, where there is one: it starts nodes,
-    or says that none which it may add could ever fit.
+    or says that none which it may add could ever fit. Returns what the stage asks for.
     """
-    capacity = load_capacity()
-    gpus = capacity.total.get("GPU", 0.0)
+    gpus = load_capacity().total.get("GPU", 0.0)
     on_gpu = config.device.type == "cuda" or (config.device.type == "auto" and gpus > 0)
     demand = stage_demand(config, stage, "cuda" if on_gpu else "cpu")
+    capacity = load_capacity({} if demand is None else demand.labels)
     problem = None if demand is None else find_unmet(demand, capacity)
     if demand is None or problem is None or _has_old_autoscaler():
-        return
+        return demand
     if capacity.can_grow:
         problem = ask_autoscaler(demand, _ANSWER_SECONDS)
     if problem is not None:
         raise EnvironmentFault(problem.what, problem.where, problem.fix)
+    return demand
 
 
-def load_capacity() -> Capacity:
-    """What the nodes of the running Ray have, and whether an autoscaler may add some."""
+def load_capacity(labels: Mapping[str, str] | None = None) -> Capacity:
+    """What the nodes of the running Ray have, those with `labels`, and whether an autoscaler may add some."""
+    return replace(node_capacity(labels or {}), can_grow=_autoscaling_state() is not None)
+
+
+def node_capacity(labels: Mapping[str, str]) -> Capacity:
+    """What the nodes with `labels` have that are there now."""
     import ray
 
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return Capacity(dict(ray.cluster_resources()), nodes, can_grow=_autoscaling_state() is not None)
+    wanted = labels.items()
+    alive = [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
+    nodes = [dict(node["Resources"]) for node in alive]
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for node in nodes for name in node}
+    return Capacity(total, nodes)
 
 
 def ask_autoscaler(demand: Demand, seconds: float) -> Problem | None:
@@ -137,13 +153,20 @@ def ask_autoscaler(demand: Demand, seconds: float) -> Problem | None:
     """
     from ray.autoscaler.sdk import request_resources
 
+    beside = demand.least if demand.beside else 0
     request_resources(
-        bundles=[*[demand.each] * demand.least, *[demand.beside] * (demand.least if demand.beside else 0)]
+        bundles=[*[demand.each] * demand.least, *[demand.beside] * beside],
+        bundle_label_selectors=[*[demand.labels] * demand.least, *[{}] * beside],
     )
     try:
         deadline = time.monotonic() + seconds
+        # What it said before it saw this request is about an earlier one.
+        asked = _cluster_status().cluster_resource_state.cluster_resource_state_version
         while time.monotonic() < deadline:
             state = _autoscaling_state()
+            if state is not None and state.last_seen_cluster_resource_state_version < asked:
+                time.sleep(_POLL_SECONDS)
+                continue
             if state is not None and state.infeasible_cluster_resource_constraints:
                 return Problem(
                     f"{demand.stage} asks for {demand.describe()}, and the autoscaler may add no nodes that "
@@ -153,7 +176,7 @@ def ask_autoscaler(demand: Demand, seconds: float) -> Problem | None:
                 )
             if state is not None and (state.pending_instance_requests or state.pending_instances):
                 return None
-            if find_unmet(demand, load_capacity()) is None:
+            if find_unmet(demand, node_capacity(demand.labels)) is None:
                 return None
             time.sleep(_POLL_SECONDS)
         return None
@@ -171,6 +194,12 @@ def _has_old_autoscaler() -> bool:
 
 def _autoscaling_state() -> Any:
     """What the autoscaler (v2) last said, or None where there is none."""
+    reply = _cluster_status()
+    return reply.autoscaling_state if reply.HasField("autoscaling_state") else None
+
+
+def _cluster_status() -> Any:
+    """The cluster's state, with a version that grows whenever it is looked at, and its autoscaler's words."""
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
@@ -178,12 +207,12 @@ def _autoscaling_state() -> Any:
     reply = GetClusterStatusReply()
     client = GcsClient(ray.get_runtime_context().gcs_address)
     reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_SECONDS))
-    return reply.autoscaling_state if reply.HasField("autoscaling_state") else None
+    return reply
 
 
 def local_capacity(config: Config) -> Capacity | None:
     """What a Ray on this machine will have of CPUs; None where a cluster is to be joined."""
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if is_cluster_joined(config):
         return None
     cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, _SMALLEST_NUM_CPUS)
     return Capacity({"CPU": float(cpus), "GPU": float("inf")}, [{"CPU": float(cpus), "GPU": float("inf")}])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import shlex
 import time
@@ -24,8 +25,14 @@ from raystill.run.manifest import fingerprint_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_RECONNECTS, _RECONNECT_PAUSE_SECONDS = 30, 2.0
 _AGENT_SECONDS, _STOP_SECONDS, _POLL_SECONDS = 60.0, 120.0, 0.5
 _ATTEMPT = re.compile(r"-(\d+)$")
+_TALKATIVE = (
+    "ray._private.runtime_env",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 _NO_AGENT = "No available agent"
 _FAILED = 1
 
@@ -105,6 +112,8 @@ class JobServer:
         """Connect. Raises RemoteError where nothing answers, and where the token is missing or wrong."""
         from ray.job_submission import JobSubmissionClient
 
+        for name in _TALKATIVE:  # they say which files travel and which connections close
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
         with _translated(address):
             self._client = JobSubmissionClient(address)
@@ -159,15 +168,32 @@ class JobServer:
                 return self.find(submission_id), True
 
     def follow(self, job: Job, write: Callable[[str], None]) -> Job:
-        """Write the job's log as it grows; returns the job as it ended. Ctrl-C leaves it running."""
+        """Write the job's log as it grows; returns the job as it ended. Ctrl-C leaves it running.
 
-        async def tail() -> None:
+        Where the connection breaks, as when a tunnel falls, it is made again and goes on where it was. Raises
+        RemoteError after _RECONNECTS attempts that brought nothing new.
+        """
+        written, attempts = 0, 0
+
+        async def tail(skip: int) -> None:
+            nonlocal written, attempts
             async for text in self._client.tail_job_logs(job.submission_id):
-                write(text)
+                fresh, skip = text[skip:], max(0, skip - len(text))
+                if fresh:
+                    written, attempts = written + len(fresh), 0
+                    write(fresh)
 
-        with _translated(self.address):
-            asyncio.run(tail())
-        return self.wait(job, _STOP_SECONDS, "to end after its log did")
+        while True:
+            try:
+                with _translated(self.address):
+                    asyncio.run(tail(written))
+            except RemoteError:
+                attempts += 1
+                if attempts > _RECONNECTS:
+                    raise
+                time.sleep(_RECONNECT_PAUSE_SECONDS)
+            else:
+                return self.wait(job, _STOP_SECONDS, "to end after its log did")
 
     def read_logs(self, job: Job) -> str:
         """What the job has printed so far."""

@@ -151,7 +151,7 @@ def _init_into(address: str, outcome: Future[None]) -> None:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the waiting thread raises it
         outcome.set_exception(error)
     else:

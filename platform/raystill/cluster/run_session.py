@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from raystill.cluster.node_watch import NodeWatch
+from raystill.config.node_labels import is_cluster_joined
 from raystill.config.schema import Config
+from raystill.run.events import EventLog
 from raystill.run.interrupts import install_sigterm
 from raystill.run.paths import RunPaths, StageName
+
+if TYPE_CHECKING:
+    from raystill.cluster.demand import Demand
 
 
 class RunSession:
@@ -22,20 +28,46 @@ class RunSession:
         self._config, self._paths, self._on_event = config, paths, on_event
         self._stack = ExitStack()
         self._export: Callable[[dict[str, Any]], None] | None = None
+        self._watch: NodeWatch | None = None
 
     def event(self, record: dict[str, Any]) -> None:
         """Pass on what a stage has logged."""
         self._on_event(record)
+        if record.get("event") in ("stage_finished", "stage_failed"):
+            self._stop_watch()
         if self._export is not None:
             self._export(record)
 
-    def start(self, stage: StageName | None = None) -> None:
-        """Start or join Ray, once; raises EnvironmentFault where `stage` asks for what it can never have."""
+    def start(self, stage: StageName | None = None, later: Sequence[StageName] = ()) -> None:
+        """Start or join Ray, once; raises EnvironmentFault where `stage` asks for what it can never have, or,
+        before the first stage begins, one of the `later` ones: nobody should pay a teacher for a student that
+        no cluster of this kind could train.
+        """
         from raystill.cluster.demand import require_capacity
 
+        is_first = self._export is None
         self._start()
-        if stage is not None:
-            require_capacity(self._config, stage)
+        for name in later if is_first else ():
+            require_capacity(self._config, name)
+        demand = None if stage is None else require_capacity(self._config, stage)
+        if demand is not None and is_cluster_joined(self._config):
+            self._watch_nodes(demand)
+
+    def _watch_nodes(self, demand: Demand) -> None:
+        """Let the log say when a stage has fewer nodes than it needs."""
+        from raystill.cluster.demand import find_unmet, node_capacity
+
+        def tell(event: str, **fields: Any) -> None:
+            with EventLog(self._paths.run_log, demand.stage, self._on_event) as events:
+                events.emit(event, **fields)
+
+        self._stop_watch()
+        self._watch = NodeWatch(lambda: find_unmet(demand, node_capacity(demand.labels)), tell)
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        self._watch = None
 
     def _start(self) -> None:
         if self._export is not None:
@@ -55,5 +87,6 @@ class RunSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_watch()
         self._export = None
         self._stack.__exit__(kind, error, trace)

@@ -180,6 +180,13 @@ def _elastic_workers(loaded: LoadedConfig) -> Iterator[Problem]:
             loaded.where("training.num_workers"),
             f"write [{most}, {least}]",
         )
+    if least < most and loaded.config.cluster.training_labels:
+        yield Problem(
+            "`training.num_workers` is a range, for which Ray counts nodes of every kind, and "
+            "`cluster.training_labels` wants some kind of them: it would try for workers that have no node",
+            loaded.where("training.num_workers", "cluster.training_labels"),
+            "give one number of workers, or remove the labels",
+        )
 
 
 def _remote_code(loaded: LoadedConfig) -> Iterator[Problem]:

@@ -9,6 +9,14 @@ from pydantic import Field
 from raystill.config.section import Section
 
 Count = Annotated[int, Field(gt=0)]
+_Label = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$",
+        title="letters and digits, with dots, dashes, underscores and slashes between them",
+    ),
+]
+NodeLabels = Annotated[dict[_Label, _Label], Field(min_length=1)]
 WorkerRange = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Parallelism = Literal["auto", "ddp", "fsdp"]
@@ -59,6 +67,14 @@ class ClusterSection(Section):
         description="Ray address to join; unset joins RAY_ADDRESS if that is set, else starts a local Ray.",
     )
     num_cpus: Count | None = Field(None, description="Logical CPUs of a local Ray; unset means all cores.")
+    teacher_labels: NodeLabels | None = Field(
+        None,
+        description="Labels of a cluster's nodes that engines run on, such as {market-type: spot}; unset: "
+        "any node. A local Ray pays no heed.",
+    )
+    training_labels: NodeLabels | None = Field(
+        None, description="The same for training workers and trials, such as {market-type: on-demand}."
+    )
 
 
 class CheckpointCleanup(Section):

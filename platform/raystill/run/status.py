@@ -22,6 +22,8 @@ from raystill.run.paths import STAGE_NAMES, STARTED_NAME, RunPaths, StageName
 Condition = Literal["complete", "running", "failed", "interrupted", "absent"]
 
 _FIRST_PROGRESS = "first progress"
+# What Ctrl-C, SIGTERM and `raystill stop` end a stage with.
+_INTERRUPT = "KeyboardInterrupt"
 _PLANNED = ("requests_planned", "scores_planned")
 
 
@@ -88,9 +90,8 @@ def _stage_status(
         return _complete(name, manifest)
     if not events and not (output / STARTED_NAME).exists():
         return StageStatus(name, "absent")
-    condition: Condition = (
-        "running" if is_running else "failed" if "stage_failed" in events else "interrupted"
-    )
+    error = events.get("stage_failed", {}).get("error", _INTERRUPT)
+    condition: Condition = "running" if is_running else "interrupted" if error == _INTERRUPT else "failed"
     progress = events.get("progress", {})
     planned = next((events[event] for event in _PLANNED if event in events), {})
     saved = planned.get("reused")

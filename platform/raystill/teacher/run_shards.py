@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from raystill.config.node_labels import node_labels
 from raystill.errors import EnvironmentFault
 from raystill.run.events import EventLog
 from raystill.run.ray_data import original_errors, ray_data_settings
@@ -43,6 +44,7 @@ def run_shards(
         retries=_UNLIMITED,
         num_cpus=0 if on_gpu else 1,
         num_gpus=blueprint.config.teacher.vllm.tensor_parallel_size if on_gpu else 0,
+        labels=node_labels(blueprint.config, "generate"),
     )
     least, most = min(least, len(shards)), min(most, len(shards))
     progress = Progress(total, capacity=most * expected_rows_in_flight(blueprint))

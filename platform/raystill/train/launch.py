@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raystill.config.device_type import choose_device_type
+from raystill.config.node_labels import is_cluster_joined, node_labels
 from raystill.config.schema import Config
 from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
@@ -100,8 +101,9 @@ def _train_once(
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from raystill.train.meeting import MeetingConfig
     from raystill.train.pointers import fresh_attempt, pointer_config
 
     resources = ray.cluster_resources()
@@ -122,8 +124,9 @@ def _train_once(
                 num_workers=most if least == most else (least, most),
                 use_gpu=device == "cuda",
                 resources_per_worker=scaling,
+                label_selector=node_labels(config, stage) or None,
             ),
-            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+            torch_config=MeetingConfig(backend="nccl" if device == "cuda" else "gloo"),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(attempts),
@@ -199,11 +202,6 @@ def _is_preempted() -> bool:
     import ray.train
 
     return ray.train.get_preemption_info() is not None
-
-
-def is_cluster_joined(config: Config) -> bool:
-    """Whether the run uses a Ray that it has not started itself."""
-    return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def require_resources(

@@ -20,6 +20,7 @@ from raystill.cluster.demand import Demand, ask_autoscaler, find_unmet, load_cap
 from raystill.cluster.ray_session import ray_session
 from raystill.config.device_type import choose_device_type
 from raystill.config.loaded import LoadedConfig
+from raystill.config.node_labels import is_cluster_joined, node_labels
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.tune import TuneSection
@@ -39,8 +40,8 @@ from raystill.tune.records import TrialRecord, best_trial, load_trials
 from raystill.tune.space import plan_params
 from raystill.tune.warm_up import finish_warm_up, start_warm_up
 
-# How often a trial is started again whose process died, for example with its node.
-_RESTARTS = 1
+# How often a trial is started again whose process died: on a Ray of our own, and where nodes come and go.
+_RESTARTS, _RESTARTS_ON_CLUSTER = 1, 8
 _ANSWER_SECONDS = 20.0
 # Answers about a sweep while it runs: its trials as they are on disk.
 Watch = Callable[[list[TrialRecord], Concurrency], None]
@@ -234,7 +235,7 @@ def _search(
         workers = worker_range(config.training)[1]
         wanted = {name: amount * workers for name, amount in each.items()}
         if can_grow:  # Ray Tune asks for the nodes of all trials that may train at once
-            _require_growth(stage.name, each, workers)
+            _require_growth(stage.name, each, workers, node_labels(config, stage.name))
             wanted = {}
         concurrency = choose_concurrency(tune, wanted, available, planned - done)
         job = _describe(config, stage, run, sweep, each, device)
@@ -279,11 +280,11 @@ def _available() -> tuple[dict[str, float], bool]:
     return total, capacity.can_grow
 
 
-def _require_growth(stage: StageName, each: dict[str, float], workers: int) -> None:
+def _require_growth(stage: StageName, each: dict[str, float], workers: int, labels: dict[str, str]) -> None:
     """Let the autoscaler refuse a trial that no node which it may add could ever hold."""
     keys = "tune.resources, training.num_workers"
-    demand = Demand(stage, "training worker", workers, workers, each, keys)
-    if find_unmet(demand, load_capacity()) is None:
+    demand = Demand(stage, "training worker", workers, workers, each, keys, labels=labels)
+    if find_unmet(demand, load_capacity(labels)) is None:
         return
     problem = ask_autoscaler(demand, _ANSWER_SECONDS)
     if problem is not None:
@@ -316,10 +317,8 @@ def _fit(  # noqa: PLR0913 - one call, one place
     space, search = {}, source if tune.scheduler != "pbt" else None
     if search is None:
         space = {SLOT: ray_tune.grid_search(source.population())}
-    workers = worker_range(config.training)[1]
-    # Several workers are actors of the trial, which itself takes nothing then (the empty bundle).
-    each = job.resources
-    held = dict(each) if workers == 1 else ray_tune.PlacementGroupFactory([{}] + [each] * workers)
+    held = _held(config, stage, job.resources)
+    restarts = _RESTARTS_ON_CLUSTER if is_cluster_joined(config) else _RESTARTS
     with _ray_storage(sweep) as storage:
         ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), held),
@@ -334,12 +333,26 @@ def _fit(  # noqa: PLR0913 - one call, one place
             run_config=ray_tune.RunConfig(
                 name=tune.name,
                 storage_path=str(storage),
-                failure_config=ray_tune.FailureConfig(max_failures=_RESTARTS),
+                failure_config=ray_tune.FailureConfig(max_failures=restarts),
                 callbacks=[watching],
                 verbose=0,
             ),
         ).fit()
     watching.close()
+
+
+def _held(config: Config, stage: Stage, each: dict[str, float]) -> Any:
+    """What Ray Tune reserves for a trial.
+
+    Several workers are actors of the trial, which itself takes nothing then (the empty bundle).
+    """
+    from ray.tune import PlacementGroupFactory
+
+    workers, labels = worker_range(config.training)[1], node_labels(config, stage.name)
+    bundles = [each] if workers == 1 else [{}] + [each] * workers
+    if labels:
+        return PlacementGroupFactory(bundles, bundle_label_selector=[labels] * len(bundles))
+    return dict(each) if workers == 1 else PlacementGroupFactory(bundles)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError
 
 from raystill.errors import RaystillError
 from raystill.train.group import WorkerGroup
+from raystill.train.network import meet_where_ray_does
 from raystill.tune.entry import SweepJob
 from raystill.tune.trial import Tell, train_alone
 
@@ -105,6 +106,7 @@ class _TrialWorker:
 def _join_group(device: str, rank: int, size: int, address: str) -> None:
     import torch
 
+    meet_where_ray_does()
     if device == "cuda":
         torch.cuda.set_device(0)  # Ray shows each worker its own
     backend = "nccl" if device == "cuda" else "gloo"
