@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raystill.cluster.node_watch import NodeWatch
 from raystill.config.node_labels import is_cluster_joined
 from raystill.config.schema import Config
-from raystill.run.events import EventLog
+from raystill.run.events import EventLog, EventName
 from raystill.run.interrupts import install_sigterm
 from raystill.run.paths import RunPaths, StageName
 
@@ -57,7 +57,7 @@ class RunSession:
         """Let the log say when a stage has fewer nodes than it needs."""
         from raystill.cluster.demand import find_unmet, node_capacity
 
-        def tell(event: str, **fields: Any) -> None:
+        def tell(event: EventName, **fields: Any) -> None:
             with EventLog(self._paths.run_log, demand.stage, self._on_event) as events:
                 events.emit(event, **fields)
 

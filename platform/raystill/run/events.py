@@ -18,6 +18,7 @@ from raystill.run.publish import make_directory
 # What others may rely on: names are added here, never changed.
 EventName = Literal[
     "stage_started", "stage_finished", "stage_failed", "progress", "note", "warning", "disk",
+    "waiting_for_nodes", "nodes_came",
     "requests_planned", "scores_planned", "engine_starting", "probe", "store_set_aside",
     "batch_created", "batch_settled",
     "checkpoint_saved", "checkpoints_copied", "checkpoints_deleted",
