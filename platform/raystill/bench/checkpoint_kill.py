@@ -152,7 +152,7 @@ def _wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes], confi
             said = config.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
             raise EnvironmentFault(
                 f"a side of the benchmark ended with {child.returncode}, or made no step for long",
-                where=f"{child.args}\n{said[-_SHOWN_LOG:]}",
+                where=f"{child.args!r}\n{said[-_SHOWN_LOG:]}",
             )
         time.sleep(_LOOK_SECONDS)
 
