@@ -19,7 +19,8 @@ from raystill.run.sweep_paths import SweepPaths, TrialPaths
         (["teacher.store.path=gs://bucket"], "only s3://"),
         (["teacher.store.path=memory://x"], "only s3://"),
         (["teacher.store.path=s3://key:secret@bucket/x"], "credentials"),
-        (["training.checkpoint_copies=gs://bucket"], "only s3://"),
+        (["training.checkpoint_copies=az://bucket"], "only s3:// and gs:// are"),
+        (["training.checkpoint_copies=gs://key@bucket/x"], "credentials"),
         (["training.checkpoint_copies=s3://key:secret@bucket/x"], "credentials"),
         (["training.checkpoint_copies=/data/copies"], "copies are for object storage"),
         (

@@ -28,11 +28,16 @@ def test_a_path_is_a_path_and_an_address_walks_like_one() -> None:
     assert open_place(str(place.absolute())) == place.resolve() == place
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+@pytest.mark.parametrize(
+    ("package", "address", "extra"), [("s3fs", "s3://bucket/x", "s3"), ("gcsfs", "gs://bucket/x", "gcs")]
+)
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, package: str, address: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EnvironmentFault) as caught:
-        open_place("s3://bucket/x")
-    assert "raystill[s3]" in caught.value.problems[0].fix
+        open_place(address)
+    assert f"raystill[{extra}]" in caught.value.problems[0].fix
 
 
 def test_what_the_storage_refuses_is_named_and_a_local_error_passes(tmp_path: Path) -> None:

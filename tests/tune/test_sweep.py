@@ -17,11 +17,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from raystill.checkpoint.store import verify_checkpoint
+from raystill.checkpoint.store import latest_valid, list_checkpoints, verify_checkpoint
 from raystill.config.load import load_config
 from raystill.config.loaded import LoadedConfig
 from raystill.config.schema import Config
-from raystill.errors import ConfigError, DataError, EnvironmentFault
+from raystill.errors import ConfigError, DataError, DiskFault, EnvironmentFault
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
 from raystill.tune.records import TrialRecord, begin_trial, load_trials
@@ -40,7 +40,7 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
         scheduler="none",
         space={RATE: {"grid": [1e-5, 3e-3, 1e30]}},
         max_concurrent=1,
-        report_every=5,
+        report_every=1,
         max_gb=1e-6,
     )
     result = run_sweep(loaded)
@@ -65,6 +65,9 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
     assert not (result.paths.trial(0) / "checkpoints").exists()
     assert not (result.paths.trial(0) / "model").exists()
     assert (result.paths.trial(1) / "model" / "config.json").exists()
+    # A trial's checkpoints obey the promise of any training stage: the milestones, and three others.
+    kept = list_checkpoints(result.paths.trial(1) / "checkpoints")
+    assert [int(path.name.rpartition("-")[2]) for path in kept] == [1, 3, 4, 5, 6, 7, 8, 9, 10]
     again = run_sweep(loaded)
     assert again.concurrency.trials == 0 and again.best == result.best
     changed = loaded.config.model_copy(
@@ -72,6 +75,55 @@ def test_a_sweep_ends_with_a_table_a_page_and_a_winner(sweep_config: SweepConfig
     )
     with pytest.raises(ConfigError, match=r"losses.*ce_weight"):
         run_sweep(LoadedConfig(changed))
+
+
+@pytest.mark.soak
+def test_a_full_disk_ends_the_sweep_and_the_same_command_goes_on(
+    write_config: Callable[..., Path], ray_address: str
+) -> None:
+    """F14: the trial's second start fails as its first one did, with the steps that it made saved."""
+    file = write_config(
+        "full", search="grid", scheduler="none", max_concurrent=1, report_every=5,
+        space={RATE: {"grid": [1e-3, 3e-3]}},
+    )  # fmt: skip
+    sweep = SweepPaths.of(RunPaths.from_config(load_config([file]).config), "sweep")
+    with pytest.raises(DiskFault, match="the sweep stopped: stopped after step") as caught:
+        run_sweep(load_config([file], ["disk.hard_free_gb=1e9"]))
+    assert caught.value.exit_code == 4
+    (begun,) = load_trials(sweep)
+    assert begun.outcome == "unfinished"
+    assert latest_valid(sweep.trial(0) / "checkpoints").step is not None
+    result = run_sweep(load_config([file]))
+    assert [trial.outcome for trial in result.trials] == ["complete", "complete"]
+
+
+@pytest.mark.soak
+def test_an_interrupted_sweep_saves_what_its_trials_are_at(
+    write_config: Callable[..., Path], ray_address: str, tmp_path: Path
+) -> None:
+    """F35: SIGTERM, as `ray job stop` sends it; the next report is hours away."""
+    file = write_config(
+        "stopped", search="grid", scheduler="none", max_concurrent=1, report_every=1_000_000,
+        space={RATE: {"grid": [1e-3]}},
+    )  # fmt: skip
+    sweep = SweepPaths.of(RunPaths.from_config(load_config([file]).config), "sweep")
+    trial = sweep.trial(0)
+    with (tmp_path / "driver.log").open("wb") as log:
+        driver = subprocess.Popen(
+            [
+                sys.executable, "-P", "-m", "raystill.cli.main", "tune", "--config", str(file),
+                "--set", "training.steps=1000000",
+            ],
+            env=os.environ | {"RAY_ADDRESS": ray_address}, stdout=log, stderr=log,
+        )  # fmt: skip
+    wait_until(lambda: (trial / "initial_model").is_dir(), driver)
+    time.sleep(3.0)  # some steps
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(300) == 130, (tmp_path / "driver.log").read_text()
+    found = latest_valid(trial / "checkpoints")
+    assert found.step is not None and 0 < found.step < 100_000  # the first milestone is at 100,000
+    (begun,) = load_trials(sweep)
+    assert begun.outcome == "unfinished" and not (trial / "stop.json").exists()
 
 
 @pytest.mark.soak

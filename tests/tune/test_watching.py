@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raystill.config.tune import TuneSection
+from raystill.errors import DiskFault
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
 from raystill.tune.concurrency import Concurrency
@@ -21,8 +22,13 @@ RATE = "train.distillation.learning_rate"
 
 
 def trial(name: str, error: Exception | None = None) -> Any:
-    """A trial as Ray Tune shows it to a callback."""
-    return SimpleNamespace(trial_id=name, get_error=lambda: error)
+    """A trial as Ray Tune shows it to a callback: an error's text, and Ray's own with ours in it."""
+    pickled = None if error is None else SimpleNamespace(cause=error)
+    return SimpleNamespace(
+        trial_id=name,
+        get_error=lambda: None if error is None else str(error),
+        get_pickled_error=lambda: pickled,
+    )
 
 
 def test_a_crashed_trial_is_a_failed_one_and_the_others_keep_their_results(tmp_path: Path) -> None:
@@ -48,6 +54,29 @@ def test_a_crashed_trial_is_a_failed_one_and_the_others_keep_their_results(tmp_p
     events = [json.loads(line) for line in sweep.log.read_text(encoding="utf-8").splitlines()]
     ended = [(event["trial"], event["outcome"]) for event in events if event["event"] == "trial_finished"]
     assert ended == [(0, "failed"), (1, "complete")]
+
+
+def test_a_full_disk_is_no_trials_fault_and_ends_the_sweep(tmp_path: Path) -> None:
+    """F14: what was running goes on when the sweep is started again; what was done stays done."""
+    tune = TuneSection.model_validate({"search": "grid", "space": {RATE: {"grid": [1e-5, 1e-4, 1e-3, 1e-2]}}})
+    run, sweep = RunPaths(root=tmp_path, store=tmp_path / "store"), SweepPaths(tmp_path / "sweep")
+    source = TrialSource(tune, sweep, [])
+    watch = TrialWatch(sweep, run, "distill", tune, source, Concurrency(3, "trials"), None)
+    for number, name in enumerate("abc"):
+        assert source.suggest(name)
+        watch.on_trial_start(0, [], trial(name))
+        append_report(sweep, number, Report(5, 50.0, 0.1))
+    finish_trial(sweep, 0, "complete", seconds=3.0)
+    watch.on_trial_complete(1, [], trial("a"))
+    watch.on_trial_error(2, [], trial("b", DiskFault("stopped after step 5, which is saved: 0.1 GiB")))
+    watch.on_trial_error(3, [], trial("c", RuntimeError("No space left on device")))
+    watch.close()
+    assert watch.fault is not None and "step 5" in watch.fault.what
+    assert source.suggest("d") == TrialSource.FINISHED
+    records = load_trials(sweep)
+    assert [record.outcome for record in records] == ["complete", "unfinished", "unfinished"]
+    again = TrialSource(tune, sweep, records)
+    assert [again.suggest(name)["slot"]["number"] for name in "efg"] == [1, 2, 3]
 
 
 def test_while_trials_write_those_that_are_over_give_way(

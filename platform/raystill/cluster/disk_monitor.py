@@ -1,17 +1,16 @@
 """The watch over every filesystem that a run uses, on every node: readings as metrics, low ones as warnings.
 
-On one machine a thread of the driver looks; on a cluster a light actor per node does (no CPU is reserved),
-and the driver asks them. Whether something may be written is asked where it is written, of `run.disk`, which
-looks at the same filesystems at that moment; training stops by itself where its disk runs out
-(`train.stopping`).
+A thread of the driver looks, on other nodes through a task that reserves nothing. Whether something may be
+written is asked where it is written, of `run.disk`, which looks at the same filesystems at that moment;
+training stops by itself where its disk runs out (`train.stopping`).
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ _LOW_SHARE = 0.05
 _LOW_MULTIPLE = 2.0
 # A warning is forgotten once this multiple of its limit is free again.
 _RECOVERED = 1.2
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 10.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
@@ -92,42 +91,90 @@ class DiskGauges:
             self._total.set(reading.total_bytes / 2**30, tags)
 
 
-class DiskProbe:
-    """Reads one node's filesystems; runs there, as an actor or in the driver."""
+class NodeReadings:
+    """Reads the filesystems of every node of the running Ray, those that join later included.
 
-    def __init__(self, node: str, places: Mapping[str, Path]) -> None:
-        self._node = node
-        self._places = dict(places)
+    This process reads its own node's; on every other one a task does that reserves nothing. Where an
+    autoscaler may take nodes away, only those that work are asked: an actor, or a task now and then, would
+    count as work and keep an idle node.
+    """
+
+    def __init__(self, paths: RunPaths) -> None:
+        import ray
+
+        from raystill.cluster.demand import load_capacity
+
+        self._paths = paths
+        self._here = ray.get_runtime_context().get_node_id()
+        self._can_shrink = load_capacity().can_grow
+        self._read: Any = ray.remote(num_cpus=0, max_retries=0)(read_filesystems)
         self._gauges = DiskGauges()
+        self._pending: dict[str, Any] = {}
 
-    def read(self) -> list[FilesystemReading]:
-        """The filesystems' readings of now; metrics are set as well."""
-        readings = read_filesystems(self._places)
-        self._gauges.set(self._node, readings)
-        return readings
+    def read(self) -> dict[tuple[str, str], list[FilesystemReading]]:
+        """Readings by (node id, host name). A node that takes long to answer is in one of the next."""
+        import ray
+
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        found = {}
+        for node_id, node in nodes.items():
+            places = places_in_use(self._paths, _session(node))
+            if node_id == self._here:
+                found[node_id] = read_filesystems(places)
+            elif node_id not in self._pending and not (self._can_shrink and _is_idle(node)):
+                self._pending[node_id] = self._ask(node_id, places)
+        found |= self._collect()
+        named = {(node_id, _name(nodes[node_id])): found[node_id] for node_id in found if node_id in nodes}
+        for (_, name), readings in named.items():
+            self._gauges.set(name, readings)
+        return named
+
+    def _ask(self, node_id: str, places: dict[str, Path]) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return self._read.options(scheduling_strategy=there).remote(places)
+
+    def _collect(self) -> dict[str, list[FilesystemReading]]:
+        import ray
+
+        found: dict[str, list[FilesystemReading]] = {}
+        if not self._pending:
+            return found
+        answers = list(self._pending.values())
+        done, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_SECONDS)
+        for node_id, answer in list(self._pending.items()):
+            if answer in done:
+                del self._pending[node_id]
+                # Its node has gone, or a filesystem there can't be read; the others go on.
+                with suppress(ray.exceptions.RayError, OSError):
+                    found[node_id] = ray.get(answer)
+        return found
 
 
 @contextmanager
 def watch_disks(config: Config, paths: RunPaths, on_event: OnEvent | None = None) -> Iterator[None]:
     """Watch while the body runs; Ray must be running. Warnings and readings go to the run's log."""
-    ask = _start_probes(paths)
+    nodes, low = NodeReadings(paths), LowDisks(config.disk.hard_free_gb)
     stop = threading.Event()
-    low = LowDisks(config.disk.hard_free_gb)
+    seen: set[str] = set()
 
     def look(events: EventLog, *, log: bool) -> None:
-        for node, readings in ask().items():
-            for message in low.take(node, readings):
+        for (node_id, name), readings in nodes.read().items():
+            for message in low.take(name, readings):
                 events.emit("warning", message=message)
-            if log:
+            if log or node_id not in seen:
                 free = {",".join(one.uses): round(one.free_gb, 3) for one in readings}
-                events.emit("disk", node=node, free_gb=free)
+                events.emit("disk", node=name, node_id=node_id, free_gb=free)
+            seen.add(node_id)
 
     def run() -> None:
         with EventLog(paths.run_log, "disk", _only_warnings(on_event)) as events:
-            look(events, log=True)
+            guarded = _said_once(look, events)
+            guarded(log=True)
             while not stop.wait(config.disk.interval_s):
-                look(events, log=False)
-            look(events, log=True)
+                guarded(log=False)
+            guarded(log=True)
 
     thread = threading.Thread(target=run, name="raystill-disk", daemon=True)
     thread.start()
@@ -135,7 +182,25 @@ def watch_disks(config: Config, paths: RunPaths, on_event: OnEvent | None = None
         yield
     finally:
         stop.set()
-        thread.join(timeout=_ANSWER_SECONDS)
+        thread.join(timeout=2 * _ANSWER_SECONDS)
+
+
+def _said_once(look: Callable[..., None], events: EventLog) -> Callable[..., None]:
+    """`look`, which goes on after what can't be read at the moment; the first time it is said."""
+    from ray.exceptions import RayError
+
+    told = False
+
+    def guarded(*, log: bool) -> None:
+        nonlocal told
+        try:
+            look(events, log=log)
+        except (OSError, RayError) as error:
+            if not told:
+                events.emit("warning", message=f"the disks can't be watched for now: {error}")
+            told = True
+
+    return guarded
 
 
 def _only_warnings(on_event: OnEvent | None) -> OnEvent | None:
@@ -149,45 +214,12 @@ def _only_warnings(on_event: OnEvent | None) -> OnEvent | None:
     return show
 
 
-def _start_probes(paths: RunPaths) -> Callable[[], dict[str, list[FilesystemReading]]]:
-    """A function that reads every node's filesystems, by the nodes' names."""
-    import ray
+def _is_idle(node: dict[str, Any]) -> bool:
+    """Whether nothing on a node is taken, as Ray last heard."""
+    from ray._private.state import available_resources_per_node
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    here = ray.get_runtime_context().get_node_id()
-    if [node["NodeID"] for node in nodes] == [here]:
-        probe = DiskProbe(_name(nodes[0]), places_in_use(paths, _session(nodes[0])))
-        return lambda: {_name(nodes[0]): probe.read()}
-    return _start_actors(nodes, paths)
-
-
-def _start_actors(
-    nodes: list[dict[str, Any]], paths: RunPaths
-) -> Callable[[], dict[str, list[FilesystemReading]]]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    actor: Any = ray.remote(DiskProbe)
-    probes = {
-        _name(node): actor.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(_name(node), places_in_use(paths, _session(node)))
-        for node in nodes
-    }
-
-    def ask() -> dict[str, list[FilesystemReading]]:
-        answers = {name: probe.read.remote() for name, probe in probes.items()}
-        done, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=_ANSWER_SECONDS)
-        found = {}
-        for name, answer in answers.items():
-            if answer in done:
-                try:
-                    found[name] = ray.get(answer)
-                except ray.exceptions.RayError:  # its node is gone; the others go on
-                    probes.pop(name)
-        return found
-
-    return ask
+    free = available_resources_per_node().get(node["NodeID"], {})
+    return all(free.get(name, 0.0) >= node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
 
 
 def _name(node: dict[str, Any]) -> str:

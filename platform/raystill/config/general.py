@@ -150,7 +150,7 @@ class TrainingSection(Section):
     checkpoint_cleanup: CheckpointCleanup = Field(default_factory=CheckpointCleanup)
     checkpoint_copies: PathText | None = Field(
         None,
-        description="s3:// address below which every checkpoint that is kept is copied as well, in "
+        description="s3:// or gs:// address below which every checkpoint that is kept is copied as well, in "
         "<run.name>/<stage>; a run whose directory has lost its checkpoints goes on from there. Not those of "
         "a sweep's trials.",
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from raystill.config.loaded import LoadedConfig
 from raystill.errors import Problem
 
+# A store needs names that only one writer can take (If-None-Match), copies don't.
+_STORED_AT, _COPIED_TO = ("s3",), ("s3", "gs")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -36,27 +38,33 @@ def _find_copy_problems(loaded: LoadedConfig) -> Iterator[Problem]:
     place = str(loaded.config.training.checkpoint_copies or "")
     found = _ADDRESS.match(place)
     if found is not None:
-        yield from _find_address_problems(key, loaded.where(key), place, found.group(1).lower())
+        yield from _find_address_problems(key, loaded.where(key), place, found.group(1).lower(), _COPIED_TO)
     elif place:
         yield Problem(
             f"`{key}` is {place}: copies are for object storage",
             loaded.where(key),
-            "use an s3:// address; checkpoints themselves lie in run.dir, which may be a shared directory",
+            "use an s3:// or gs:// address; checkpoints themselves lie in run.dir, which may be a shared "
+            "directory",
         )
 
 
-def _find_address_problems(key: str, where: str, address: str, protocol: str) -> Iterator[Problem]:
-    if protocol != "s3":
+def _find_address_problems(
+    key: str, where: str, address: str, protocol: str, supported: tuple[str, ...]
+) -> Iterator[Problem]:
+    if protocol not in supported:
+        names = " and ".join(f"{name}://" for name in supported)
         yield Problem(
-            f"`{key}` is {address}: of object storage only s3:// is supported",
+            f"`{key}` is {address}: of object storage only {names} {'is' if len(supported) == 1 else 'are'} "
+            "supported here",
             where,
             "use an s3:// address (AWS_ENDPOINT_URL names another provider's endpoint), or a directory",
         )
-    elif "@" in address.removeprefix("s3://").partition("/")[0]:
+    elif "@" in address.partition("://")[2].partition("/")[0]:
         yield Problem(
             f"`{key}` holds credentials",
             where,
-            "take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+            "take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "GOOGLE_APPLICATION_CREDENTIALS, in the environment",
         )
 
 
@@ -64,7 +72,7 @@ def _find_store_problems(loaded: LoadedConfig, name: str, store: str, protocol: 
     section = getattr(loaded.config, name)
     key = f"{name}.store.path"
     where = loaded.where(key)
-    yield from _find_address_problems(key, where, store, protocol)
+    yield from _find_address_problems(key, where, store, protocol, _STORED_AT)
     if protocol != "s3":
         return
     if section.closed is not None and section.closed.endpoint.mode == "batch":

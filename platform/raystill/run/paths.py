@@ -149,7 +149,7 @@ class RunPaths:
 
     def stop_request(self, stage: StageName) -> Path:
         """While it exists, a training stage that runs saves and stops."""
-        return self.stage_dir(stage) / "stop.json"
+        return stop_request_in(self.stage_dir(stage))
 
     def model(self, stage: StageName) -> Path:
         """The final model of `sft`, `distill` or `export`, loadable by transformers."""
@@ -206,3 +206,8 @@ class RunPaths:
     @property
     def resolved_config(self) -> Path:
         return self.root / "resolved.yaml"
+
+
+def stop_request_in(stage_dir: Path) -> Path:
+    """The stop request of the training stage, or the trial, whose directory is `stage_dir`."""
+    return stage_dir / "stop.json"

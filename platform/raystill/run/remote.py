@@ -1,14 +1,16 @@
-"""Directories with an address, s3://bucket/prefix: object storage through fsspec, spoken to as paths.
+"""Directories with an address, s3://bucket/prefix or gs://...: object storage through fsspec, like paths.
 
 An object appears whole or not at all, so publishing needs no rename; a name that may be taken once is written
 on the condition that nothing is there (If-None-Match). There are no locks: only what needs none lives here,
 see `raystill.store.claim` and `raystill.config.storage_contradictions`. Credentials, region and endpoint come
-from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... or the machine's role).
+from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ... or the
+machine's role).
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from typing import Any, cast
 from raystill.errors import EnvironmentFault, RemoteError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# By protocol: what fsspec speaks it with, and the extra that brings it.
+_PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
 
 
 def is_address(text: str) -> bool:
@@ -33,14 +37,15 @@ def open_place(text: str) -> Path:
     """
     if not is_address(text):
         return Path(text).expanduser()
+    package, extra = _PACKAGES.get(text.partition("://")[0].lower(), _PACKAGES["s3"])
     try:
-        import s3fs  # noqa: F401
+        importlib.import_module(package)
         from upath import UPath
     except ImportError as error:
         raise EnvironmentFault(
-            "object storage needs the packages of the extra s3",
+            f"object storage needs the packages of the extra {extra}",
             where=text,
-            fix="pip install 'raystill[s3]'",
+            fix=f"pip install 'raystill[{extra}]'",
         ) from error
     # Listings are never cached: other processes write here at the same time.
     return cast(Path, UPath(text, use_listings_cache=False))
@@ -159,16 +164,29 @@ def remote_faults(path: Path) -> Iterator[None]:
     if not is_remote(path):
         yield
         return
-    from botocore.exceptions import BotoCoreError
-
+    refusals, variables = _google_refusals() if str(path).startswith("gs://") else _s3_refusals()
     try:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
-    except (OSError, BotoCoreError) as error:
+    except refusals as error:
         raise RemoteError(
             f"the object storage refuses: {error}",
             where=str(path),
-            fix="check the bucket's name, and the credentials, region and endpoint in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL)",
+            fix=f"check the bucket's name, and what the environment says of credentials ({variables})",
         ) from error
+
+
+def _s3_refusals() -> tuple[tuple[type[Exception], ...], str]:
+    from botocore.exceptions import BotoCoreError
+
+    names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL"
+    return (OSError, BotoCoreError), f"{names}: also of region and endpoint"
+
+
+def _google_refusals() -> tuple[tuple[type[Exception], ...], str]:
+    from aiohttp import ClientError
+    from gcsfs.retry import ChecksumError, HttpError
+    from google.auth.exceptions import GoogleAuthError
+
+    return (OSError, HttpError, ChecksumError, ClientError, GoogleAuthError), "GOOGLE_APPLICATION_CREDENTIALS"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raystill.errors import RaystillError
+from raystill.errors import DiskFault, RaystillError, StopFault
 from raystill.run.sweep_paths import SweepPaths
 from raystill.train.settings import TrainStageName
-from raystill.tune.records import find_trial, finish_trial
+from raystill.tune.records import find_trial, finish_trial, forget_stop_request
 
 _LONGEST_REASON = 300
 # A trial that is ended waits for the save in flight. Ray Tune gives it 2 s before its process goes on to the
@@ -38,7 +38,10 @@ class SweepJob:
 
 
 def run_trial(sampled: dict[str, Any], job: SweepJob) -> None:
-    """Train one trial to its end. What is wrong with it becomes its result, and harms no other trial."""
+    """Train one trial to its end. What is wrong with it becomes its result, and harms no other trial.
+
+    Raises DiskFault, which is no trial's own and ends the sweep (`watching`), and StopFault.
+    """
     from ray import tune
 
     from raystill.tune.trial import train_trial
@@ -49,6 +52,9 @@ def run_trial(sampled: dict[str, Any], job: SweepJob) -> None:
     started = time.monotonic()
     try:
         train_seconds = train_trial(job, sweep, number, sampled["slot"]["params"])
+    except (DiskFault, StopFault):
+        forget_stop_request(sweep, number)  # it has saved
+        raise
     except RaystillError as error:
         problem = error.what.splitlines()[0][:_LONGEST_REASON]
         finish_trial(sweep, number, "failed", seconds=time.monotonic() - started, problem=problem)

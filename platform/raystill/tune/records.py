@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from raystill.run.paths import stop_request_in
 from raystill.run.publish import make_directory, write_json
 from raystill.run.sweep_paths import SweepPaths
 
@@ -101,6 +102,25 @@ def finish_trial(
             path,
             {"outcome": outcome, "seconds": seconds, "train_seconds": train_seconds, "problem": problem},
         )
+
+
+def ask_to_stop(sweep: SweepPaths, number: int) -> None:
+    """Have a trial that trains save the step it is at and end; the request goes when it has."""
+    write_json(_stop_request(sweep, number), {"reason": "interrupted"})
+
+
+def is_asked_to_stop(sweep: SweepPaths, number: int) -> bool:
+    """Whether a trial was asked to stop and hasn't yet."""
+    return _stop_request(sweep, number).exists()
+
+
+def forget_stop_request(sweep: SweepPaths, number: int) -> None:
+    """Take back what `ask_to_stop` asked."""
+    _stop_request(sweep, number).unlink(missing_ok=True)
+
+
+def _stop_request(sweep: SweepPaths, number: int) -> Path:
+    return stop_request_in(sweep.trial(number))
 
 
 def load_trials(sweep: SweepPaths) -> list[TrialRecord]:

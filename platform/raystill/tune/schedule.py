@@ -135,6 +135,7 @@ class TrialSource(Searcher):  # type: ignore[misc]
         else:
             self._fresh = [number for number in range(tune.num_samples) if number not in begun]
         self._asked: set[str] = set()
+        self._is_closed = False
         self.numbers: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,8 +147,14 @@ class TrialSource(Searcher):  # type: ignore[misc]
         """Trials that were not handed out yet."""
         return len(self._waiting) + len(self._fresh)
 
+    def close(self) -> None:
+        """Hand out nothing any more."""
+        self._is_closed = True
+
     def suggest(self, trial_id: str) -> Any:
         """The next trial's number and parameters, or FINISHED."""
+        if self._is_closed:
+            return Searcher.FINISHED
         if self._waiting:
             number, params = self._waiting.pop(0)
         elif self._fresh and self._inner is not None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from raystill.cluster.demand import Demand, ask_autoscaler, find_unmet, load_capacity
+from raystill.cluster.disk_monitor import watch_disks
 from raystill.cluster.ray_session import ray_session
 from raystill.config.device_type import choose_device_type
 from raystill.config.loaded import LoadedConfig
@@ -26,23 +27,28 @@ from raystill.config.support import require_supported
 from raystill.config.tune import TuneSection
 from raystill.config.tuned_stage import resolve_tuned_stage
 from raystill.config.worker_range import worker_range
-from raystill.errors import ConfigError, DataError, EnvironmentFault
+from raystill.errors import ConfigError, DataError, DiskFault, EnvironmentFault
 from raystill.run.interrupts import install_sigterm, sigterm_interrupts
 from raystill.run.lock import hold_lock
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import discard_directory, make_directory, write_json
-from raystill.run.stage import Stage, changed_keys, config_slice, load_inputs
+from raystill.run.stage import Stage, changed_keys, load_inputs
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
 from raystill.train.settings import TrainStageName
 from raystill.tune.concurrency import Concurrency, choose_concurrency, worker_resources
 from raystill.tune.entry import SweepJob, run_trial
-from raystill.tune.records import TrialRecord, best_trial, load_trials
+from raystill.tune.records import TrialRecord, best_trial, forget_stop_request, load_trials
 from raystill.tune.space import plan_params
 from raystill.tune.warm_up import finish_warm_up, start_warm_up
+
+if TYPE_CHECKING:
+    from raystill.tune.watching import TrialWatch
 
 # How often a trial is started again whose process died: on a Ray of our own, and where nodes come and go.
 _RESTARTS, _RESTARTS_ON_CLUSTER = 1, 8
 _ANSWER_SECONDS = 20.0
+# How long an interrupted sweep waits for its trials to save.
+_STOP_SECONDS = 20.0
 # Answers about a sweep while it runs: its trials as they are on disk.
 Watch = Callable[[list[TrialRecord], Concurrency], None]
 
@@ -123,7 +129,8 @@ def run_sweep(loaded: LoadedConfig, *, fresh: bool = False, watch: Watch | None 
     """Search; a sweep that is complete already only writes its table and page again.
 
     Raises DataError where the run has no answers yet or where no trial reported anything, ConfigError where
-    the sweep was begun with other settings (`fresh` replaces it), EnvironmentFault where not one trial fits.
+    the sweep was begun with other settings (`fresh` replaces it), EnvironmentFault where not one trial fits,
+    DiskFault where a trial had to stop for want of room: run again, the sweep goes on.
     """
     from raystill.tune.page import save_page
     from raystill.tune.winner import save_table, save_winner
@@ -187,7 +194,7 @@ def _prepare(
     assert config.tune is not None
     search = config.tune.model_dump(mode="json", exclude={"max_concurrent", "resources", "max_gb"})
     origin = {
-        "config": config_slice(config, stage.config_keys) | {"tune": search},
+        "config": stage.settings(config) | {"tune": search},
         "inputs": {name: manifest.fingerprint for name, manifest in inputs.items()},
     }
     if sweep.record.exists() and not fresh:
@@ -225,7 +232,7 @@ def _search(
     done = sum(record.outcome != "unfinished" for record in earlier)
     if done >= planned:
         return Concurrency(0, "trials")
-    with _environment(), ray_session(config):
+    with _environment(), ray_session(config), watch_disks(config, run):
         import ray
 
         install_sigterm()  # Ray installs its own handler when it starts
@@ -319,7 +326,9 @@ def _fit(  # noqa: PLR0913 - one call, one place
         space = {SLOT: ray_tune.grid_search(source.population())}
     held = _held(config, stage, job.resources)
     restarts = _RESTARTS_ON_CLUSTER if is_cluster_joined(config) else _RESTARTS
-    with _ray_storage(sweep) as storage:
+    for record in earlier:
+        forget_stop_request(sweep, record.number)
+    with _ray_storage(sweep) as storage, _saved_when_interrupted(watching):
         ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), held),
             param_space=space,
@@ -339,6 +348,26 @@ def _fit(  # noqa: PLR0913 - one call, one place
             ),
         ).fit()
     watching.close()
+    _require_room(watching.fault, sweep)
+
+
+def _require_room(fault: DiskFault | None, sweep: SweepPaths) -> None:
+    if fault is not None:
+        raise DiskFault(
+            f"the sweep stopped: {fault.what}",
+            where=str(sweep.root),
+            fix="free some space, or set tune.max_gb, then run again: trials go on from what they saved",
+        ) from fault
+
+
+@contextmanager
+def _saved_when_interrupted(watching: TrialWatch) -> Iterator[None]:
+    """Ctrl-C and SIGTERM: trials save the step they are at before Ray ends them. A second ends the wait."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        watching.stop_trials(_STOP_SECONDS)
+        raise
 
 
 def _held(config: Config, stage: Stage, each: dict[str, float]) -> Any:

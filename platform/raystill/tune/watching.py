@@ -9,11 +9,18 @@ from ray.tune import Callback
 
 from raystill.cluster.run_gauges import RunGauges
 from raystill.config.tune import TuneSection
+from raystill.errors import DiskFault
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
 from raystill.tune.concurrency import Concurrency
-from raystill.tune.records import TrialRecord, finish_trial, load_trials
+from raystill.tune.records import (
+    TrialRecord,
+    ask_to_stop,
+    finish_trial,
+    is_asked_to_stop,
+    load_trials,
+)
 from raystill.tune.retention import tidy_trials, tree_bytes
 from raystill.tune.schedule import TrialSource
 
@@ -21,6 +28,7 @@ _LONGEST_REASON = 300
 _GB = 10**9
 # Between two looks at a sweep's disk while its trials write.
 _TIDY_SECONDS = 10.0
+_LOOK_SECONDS = 0.1
 
 
 class TrialWatch(Callback):  # type: ignore[misc]
@@ -42,6 +50,8 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self._running: dict[str, float] = {}
         self._next_tidy = 0.0
         self._is_over = False
+        # Why the sweep ends before its trials do: they go on when it is started again.
+        self.fault: DiskFault | None = None
         self._log = EventLog(sweep.log, "tune")
         self._gauges = RunGauges(sweep.root.name)
 
@@ -74,9 +84,25 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self._end(trial.trial_id, "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial died, and died again when it was started once more."""
+        """A trial died, and died again when it was started once more.
+
+        Where the disk was full it is no fault of the trial: it stays unfinished, and no other one begins.
+        """
+        cause = getattr(trial.get_pickled_error(), "cause", None)
+        if isinstance(cause, DiskFault):
+            self.fault = self.fault or cause
+            self._source.close()
         text = str(trial.get_error() or "its process died").strip().splitlines()[-1]
         self._end(trial.trial_id, "failed", text[:_LONGEST_REASON])
+
+    def stop_trials(self, seconds: float) -> None:
+        """Have the trials that run save the step they are at, and wait for that, so many seconds at most."""
+        numbers = [self._source.numbers[trial_id] for trial_id in self._running]
+        for number in numbers:
+            ask_to_stop(self._sweep, number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(is_asked_to_stop(self._sweep, one) for one in numbers):
+            time.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
         """Close the sweep's log."""
@@ -85,7 +111,8 @@ class TrialWatch(Callback):  # type: ignore[misc]
     def _end(self, trial_id: str, outcome: Any, problem: str) -> None:
         number = self._source.numbers[trial_id]
         seconds = time.monotonic() - self._running.pop(trial_id, time.monotonic())
-        finish_trial(self._sweep, number, outcome, seconds=round(seconds, 3), problem=problem)
+        if self.fault is None:
+            finish_trial(self._sweep, number, outcome, seconds=round(seconds, 3), problem=problem)
         records = self._show()
         own = next(record for record in records if record.number == number)
         self._log.emit("trial_finished", trial=number, outcome=own.outcome, problem=own.problem)
