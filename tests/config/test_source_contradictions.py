@@ -35,6 +35,7 @@ def load(tmp_path: Path, *overrides: str) -> object:
         ((*ONLINE, f"{T}.worker={{}}", f"{T}.models=[{{name: student}}]"), ("worker", "first weights")),
         ((*ONLINE, f"{T}.worker={{}}", "losses.hidden={weight: 0.5}"), ("losses.hidden", "moves it out")),
         ((*ONLINE, f"{T}.worker={{num_gpus: 1}}", "device.type=cpu"), ("num_gpus", "device.type")),
+        ((*ONLINE, f"{T}.worker={{}}", "training.num_workers=[1, 4]"), ("num_workers", "leaves")),
         ((*ONLINE, f"{T}.models=[{{name: student, weights: 4bit}}]"), ("models", "otherwise")),
         ((f"{T}.rollouts.share=0.5",), ("rollouts", "on_policy")),
         ((f"{T}.source=online", "losses.num_logprobs=4"), ("losses.num_logprobs", "view")),

@@ -13,8 +13,7 @@ from raystill.checkpoint.store import SCHEMA_VERSION, latest_valid, load_checkpo
 from raystill.errors import DataError
 from raystill.run.publish import sha256_file
 from raystill.train.group import WorkerGroup
-from raystill.train.metrics import SUM_NAMES
-from raystill.train.old_state import current_state
+from raystill.train.old_state import LISTED_SUMS, current_state
 from raystill.train.worker import train_worker
 
 
@@ -30,7 +29,7 @@ class StopAtSave:
 
 
 def window_sums(state: dict[str, Any]) -> list[float]:
-    return [state["window_sums"][name] for name in SUM_NAMES]
+    return [state["window_sums"][name] for name in LISTED_SUMS]
 
 
 def as_version_1(state: dict[str, Any]) -> dict[str, Any]:

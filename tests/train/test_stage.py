@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raystill.errors import ConfigError, DataError, EnvironmentFault, RaystillError
-from raystill.run.stage import Stage, changed_keys
-from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, progress_fields
+from raystill.run.events import EventLog
+from raystill.run.stage import Stage, StageContext, changed_keys
+from raystill.train.stage import DISTILL_STAGE, SFT_STAGE, _warn_of_size, progress_fields
 from raystill.train.students import quantize
 
 
@@ -97,6 +99,21 @@ def test_4_bit_teachers_need_their_package_before_anything_is_asked(
     with pytest.raises(EnvironmentFault, match="bitsandbytes") as caught:
         DISTILL_STAGE.foresee(config, empty_world.paths(config))
     assert caught.value.problems[0].where == "train.distillation.teacher.models"
+
+
+def test_a_student_larger_than_its_teacher_is_told_before_the_first_step(empty_world: Any) -> None:
+    """I48: sizes follow from the keys; nothing is built."""
+    from safetensors.numpy import save_file
+
+    teacher = empty_world.root / "teacher"
+    empty_world.chat.tokenizer.save_pretrained(teacher)
+    save_file({"weight": np.zeros((100, 10), np.float32)}, teacher / "model.safetensors")
+    config = empty_world.config(teacher={"open": {"model": {"name": str(teacher)}}})
+    told: list[dict[str, Any]] = []
+    with EventLog(empty_world.root / "log.jsonl", "distill", told.append) as events:
+        _warn_of_size(StageContext(config, empty_world.paths(config), teacher, {}, events), "distill")
+    (warning,) = [event["message"] for event in told]
+    assert warning == "the student (23,808 parameters) is larger than its teacher (1,000)"
 
 
 def test_progress_says_where_the_run_is() -> None:

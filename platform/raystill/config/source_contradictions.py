@@ -9,6 +9,7 @@ from raystill.config.loaded import LoadedConfig
 from raystill.config.losses import largest
 from raystill.config.signal_source import resolve_kd_models, resolve_signal_source, trains_assistant
 from raystill.config.training import DistillationSection
+from raystill.config.worker_range import worker_range
 from raystill.errors import Problem
 
 _TEACHER = "train.distillation.teacher"
@@ -139,6 +140,14 @@ def _worker(loaded: LoadedConfig) -> Iterator[Problem]:
             f"`losses.hidden` follows the layers of a model in the training worker; `{path}` moves it out",
             loaded.where("losses.hidden", path),
             f"{fix}, or remove losses.hidden",
+        )
+    least, most = worker_range(loaded.config.training)
+    if least != most:
+        yield Problem(
+            f"`training.num_workers` takes as many workers as there is room for, up to {most}, and leaves "
+            f"none for the processes of `{path}` beside them",
+            loaded.where("training.num_workers", path),
+            f"give the number of workers, or {fix}",
         )
     if worker.num_gpus and loaded.config.device.type == "cpu":
         yield Problem(

@@ -20,7 +20,8 @@ import torch
 from raystill.losses.loss import Loss
 from raystill.run.publish import publish_file
 
-TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted", "hidden")
+_ALIGNMENT = ("hidden", "hidden_weighted")
+TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted", *_ALIGNMENT)
 SUM_NAMES = ("loss", *TERM_NAMES, "tokens", "real", "raw", "squares")
 
 
@@ -53,7 +54,7 @@ def logged_terms(sums: dict[str, float], has_kd: bool) -> list[str]:
     """The loss and those of its terms that the run has."""
     if not has_kd:
         return ["loss", "ce"]
-    return ["loss", *(name for name in TERM_NAMES if name != "hidden" or sums["hidden"] > 0)]
+    return ["loss", *(name for name in TERM_NAMES if name not in _ALIGNMENT or sums["hidden"] > 0)]
 
 
 def summarise_window(sums: dict[str, float], has_kd: bool) -> dict[str, float]:

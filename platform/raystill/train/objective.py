@@ -70,13 +70,13 @@ class Objective:
 
     def expect(self, batch: Batch, terms: LossTerms | None = None) -> None:
         """Say that the loss of `batch` by `terms` is asked for next."""
-        if (terms or self.schedule.last).uses_teacher:
+        if self._asks_teacher(terms or self.schedule.last):
             self.announce(batch)
 
     def __call__(self, hidden_ND: Tensor, head: Head, batch: Batch, terms: LossTerms | None = None) -> Loss:
         """The loss of a batch by `terms`; unset: by those that the schedule ends in."""
         terms = terms or self.schedule.last
-        teacher = self.signals(batch, hidden_ND, head) if terms.uses_teacher else None
+        teacher = self.signals(batch, hidden_ND, head) if self._asks_teacher(terms) else None
         weights_N = token_weights(batch, self.source_weights)
         loss = chunked_loss(
             hidden_ND,
@@ -90,8 +90,13 @@ class Objective:
         if self.alignment is None:
             return loss
         aligned = self.alignment.loss(batch, weights_N)
-        total = loss.sum + self.alignment.weight * aligned.sum
-        return Loss(total, loss.num_tokens, loss.metrics | aligned.metrics)
+        weighted = self.alignment.weight * aligned.sum
+        metrics = loss.metrics | aligned.metrics | {"hidden_weighted": weighted.detach()}
+        return Loss(loss.sum + weighted, loss.num_tokens, metrics)
+
+    def _asks_teacher(self, terms: LossTerms) -> bool:
+        """Whether the teacher reads a batch: an alignment follows it also where a ramp is still at 0."""
+        return terms.uses_teacher or self.alignment is not None
 
 
 def build_objective(

@@ -1,8 +1,8 @@
 """The state of checkpoints that older programs saved, as this one would have written it.
 
 Version 1 had the sums of the open window as a bare list, whose meaning went by position, and at first neither
-a balance of the loss terms nor counts of spikes. Where such a list has another length than today's, the next
-line of metrics.jsonl covers the steps since the resume alone; weights and data order don't depend on it.
+a balance of the loss terms nor counts of spikes. Where such a list is one of the first, shorter ones, the
+next line of metrics.jsonl covers the steps since the resume alone; weights and data order don't depend on it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 from raystill.checkpoint.store import SCHEMA_VERSION, CheckpointContent, OpenCheckpoint
-from raystill.train.metrics import SUM_NAMES
 
 State = dict[str, Any]
+
+# The places in version 1's list, as it was last.
+LISTED_SUMS = (
+    "loss",
+    "ce",
+    "kd_kl",
+    "ce_weighted",
+    "kd_weighted",
+    "hidden",
+    "tokens",
+    "real",
+    "raw",
+    "squares",
+)
 
 
 def current_state(content: CheckpointContent | OpenCheckpoint) -> State:
@@ -27,7 +40,7 @@ def current_state(content: CheckpointContent | OpenCheckpoint) -> State:
 def _name_window_sums(state: State) -> State:
     """1 -> 2: sums by name; absent parts stay absent, for they begin at their defaults."""
     values = state.get("window_sums", [])
-    named = dict(zip(SUM_NAMES, values, strict=True)) if len(values) == len(SUM_NAMES) else {}
+    named = dict(zip(LISTED_SUMS, values, strict=True)) if len(values) == len(LISTED_SUMS) else {}
     return {"balance": {}, **state, "window_sums": named}
 
 

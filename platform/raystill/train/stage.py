@@ -135,6 +135,7 @@ def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
     """Refuse what no answer of a teacher can make right; returns the stage's settings."""
     from raystill.train.build import require_described
     from raystill.train.output import validate_copy_target
+    from raystill.train.rollouts.vllm_engine import require_vllm
     from raystill.train.students.base import refuse_pickle
     from raystill.train.students.quantize import require_bitsandbytes
     from raystill.train.trackers import require_tracker
@@ -150,6 +151,10 @@ def _require_possible(config: Config, stage: TrainStageName) -> TrainSettings:
     online = resolve_kd_models(config) if stage == "distill" and settings.source != "store" else ()
     if any(model.weights == "4bit" for model in online):
         require_bitsandbytes("train.distillation.teacher.models")
+    if settings.source == "on_policy":
+        assert config.train.distillation is not None
+        if config.train.distillation.teacher.rollouts.engine == "vllm":
+            require_vllm()
     require_tracker(settings.report_to, f"train.{'sft' if stage == 'sft' else 'distillation'}.report_to")
     if settings.copy_to is not None:
         validate_copy_target(settings.copy_to, overwrite=settings.overwrite_copy)
@@ -198,6 +203,7 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     said = measure_stored(context.config, context.paths, settings).describe_loss()
     for note in said:
         context.events.emit("warning", message=note)
+    _warn_of_size(context, stage)
     started = time.monotonic()
 
     def show(record: dict[str, Any]) -> None:
@@ -210,7 +216,6 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
         if note not in said:
             context.events.emit("warning", message=note)
     model = context.paths.model(stage)
-    _warn_of_size(context, model)
     if settings.copy_to is not None:
         copy_model(model, settings.copy_to, overwrite=settings.overwrite_copy)
     return StageResult(
@@ -220,18 +225,26 @@ def _run(context: StageContext, stage: TrainStageName) -> StageResult:
     )
 
 
-def _warn_of_size(context: StageContext, model: Path) -> None:
-    """Say it where the trained model, as it was saved, is larger than a local teacher: rarely meant."""
-    if context.config.teacher.open is None:
+def _warn_of_size(context: StageContext, stage: TrainStageName) -> None:
+    """Say it, before the first step, where the model that is going to train is larger than a local teacher:
+    rarely meant."""
+    from raystill.train.build import load_student_chat
+    from raystill.train.outline import outline_model
+
+    config, paths = context.config, context.paths
+    if config.teacher.open is None:
         return
-    name = context.config.teacher.open.model.name
-    student = context.config.student
-    if resolve_student_init(student) == "base" and student.base_model_name == name:
+    name = config.teacher.open.model.name
+    is_student = trained_model(config, stage) == "student"
+    own = config.student.base_model_name if resolve_student_init(config.student) == "base" else None
+    if is_student and own == name:
         context.events.emit("warning", message=f"the student starts from its teacher's own weights ({name})")
-    teacher = _count_saved(Path(context.config.teacher.open.model.name).expanduser())
-    parameters = _count_saved(model)
+    teacher = _count_saved(Path(name).expanduser())
+    outline = outline_model(config, paths, stage, load_student_chat(config, paths, stage))
+    parameters = 0 if outline is None else sum(parameter.numel() for parameter in outline.parameters())
     if 0 < teacher < parameters:
-        text = f"the trained model ({parameters:,} parameters) is larger than its teacher ({teacher:,})"
+        who = "student" if is_student else "assistant"
+        text = f"the {who} ({parameters:,} parameters) is larger than its teacher ({teacher:,})"
         context.events.emit("warning", message=text)
 
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from raystill.errors import EnvironmentFault
 from raystill.train.assembly import assemble
 from raystill.train.group import WorkerGroup
+from raystill.train.rollouts import vllm_engine
 from raystill.train.rollouts.engine import RolloutRequest
 from raystill.train.rollouts.snapshot import iter_weights
-from raystill.train.rollouts.vllm_engine import VllmRollouts
+from raystill.train.rollouts.vllm_engine import VllmRollouts, engine_environment
+from raystill.train.stage import DISTILL_STAGE
 from raystill.train.student import Student
 
 
@@ -31,6 +34,29 @@ def test_a_snapshot_is_the_merged_model(world: Any) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(tensor, expected[name])
+
+
+def test_an_engine_is_no_member_of_the_group_and_has_its_workers_gpu() -> None:
+    group = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "PATH": "/bin"}
+    own = engine_environment(group, torch.device("cpu"), 3)
+    assert own == {"PATH": "/bin", "OMP_NUM_THREADS": "3", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    second = torch.device("cuda", 1)
+    seen = {"CUDA_VISIBLE_DEVICES": "4,6"}
+    assert engine_environment(seen, second, 1)["CUDA_VISIBLE_DEVICES"] == "6"
+    assert engine_environment({}, second, 1)["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_without_vllm_the_stage_is_refused_before_a_teacher_is_asked(
+    empty_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"source": "on_policy", "models": [{"name": "student"}], "rollouts": {"engine": "vllm"}}
+    losses = {"kl_weight": 1.0, "ce_weight": 0.0}
+    config = empty_world.config(train={"distillation": {"teacher": teacher}}, losses=losses)
+    monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
+    assert DISTILL_STAGE.foresee is not None
+    with pytest.raises(EnvironmentFault, match="vLLM, which is not installed") as caught:
+        DISTILL_STAGE.foresee(config, empty_world.paths(config))
+    assert caught.value.problems[0].where == "train.distillation.teacher.rollouts.engine"
 
 
 @pytest.mark.vllm

@@ -13,6 +13,7 @@ from raystill.errors import ConfigError
 from raystill.train.assembly import assemble
 from raystill.train.batches import collate
 from raystill.train.group import WorkerGroup
+from raystill.train.rollouts.snapshot import iter_weights
 from raystill.train.teachers.aligner import PROJECTIONS
 from raystill.train.worker import train_worker
 
@@ -62,6 +63,27 @@ def test_it_trains_resumes_and_leaves_nothing_behind(world: Any, teacher: str) -
         assert not any(PROJECTIONS in name for name in load_file(directory / "model.safetensors"))
 
 
+def test_it_follows_from_the_first_step_of_a_ramp(world: Any, teacher: str) -> None:
+    """The KD term has no weight yet, and the teacher is asked all the same; layers may be computed twice."""
+    ramp = {"kl_weight": {"type": "linear", "start": 0.0, "end": 1.0}, "ce_weight": 0.5}
+
+    def ramped(name: str, *, twice: bool) -> Any:
+        values = aligned(world, name, teacher).model_dump()
+        values["losses"] |= ramp
+        values["training"] |= {"steps": 3, "gradient_checkpointing": twice}
+        return type(world.config()).model_validate(values)
+
+    plain, again = ramped("plain", twice=False), ramped("again", twice=True)
+    for config in (plain, again):
+        world.train(config)
+    lines = [line for line in world.metrics(plain) if "train/loss" in line]
+    assert len(lines) == 3
+    for line in lines:
+        parts = line["train/ce_weighted"] + line["train/kd_weighted"] + line["train/hidden_weighted"]
+        assert line["train/loss"] == pytest.approx(parts) and line["train/hidden"] > 0
+    assert world.weights(plain) == world.weights(again)
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
 def test_the_term_reaches_the_student_and_its_projections(
     world: Any, teacher: str, lora: dict[str, int] | None
@@ -81,6 +103,7 @@ def test_the_term_reaches_the_student_and_its_projections(
     }
     assert any(PROJECTIONS in name for name in moved)
     assert any("layers.0" in name for name in moved)
+    assert not any(PROJECTIONS in name for name, _ in iter_weights(student))  # an engine knows no such weight
     run.source.close()
     assert not any(PROJECTIONS in name for name, _ in student.network.named_parameters())
     with torch.no_grad():

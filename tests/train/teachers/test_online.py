@@ -223,6 +223,20 @@ def test_another_vocabulary_is_refused_before_step_one(
         assemble(world.job(world.config(train=online(name), losses=KD)), WorkerGroup())
 
 
+def test_a_teacher_with_too_short_a_context_is_refused_before_step_one(world: Any) -> None:
+    """Also where it is what the student writes that would be too long."""
+    short = {"max_position_embeddings": 48}
+    config = world.config(name="short", student=short, training={"steps": 1})
+    world.train(config, "sft")
+    name = str(world.paths(config).model("sft"))
+    assemble(
+        world.job(world.config(train=online(name), losses=KD, training={"max_seq_len": 48})), WorkerGroup()
+    )
+    with pytest.raises(ConfigError, match=r"has learnt 48 positions and is to judge rows of \d+ tokens"):
+        rollouts = {"source": "on_policy", "rollouts": {"max_new_tokens": 100}}
+        assemble(world.job(world.config(train=online(name, teacher=rollouts), losses=KD)), WorkerGroup())
+
+
 def test_online_needs_no_stored_signals(empty_world: Any, rows: Any, store_writer: Any) -> None:
     plain = [replace(row, signal=None) for row in rows]
     store_writer(empty_world.root / "store", empty_world.chat, plain)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raystill.train.student import Student
+from raystill.train.teachers.aligner import PROJECTIONS
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -34,13 +35,14 @@ def write_snapshot(student: Student, directory: Path, dtype: torch.dtype) -> Non
 
 def iter_weights(student: Student) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the whole model, tied ones by all their names; a LoRA layer's is base + delta.
+    What is in it for training alone (`teachers.aligner`) is left out.
 
     Nothing is merged in place: subtracting a delta again would not give the base back bit for bit.
     """
     modules: dict[str, Any] = dict(student.causal_lm.named_modules())
     for name, tensor in student.causal_lm.state_dict(keep_vars=True).items():
         owner_name, _, leaf = name.rpartition(".")
-        if "lora_" in name or ".original_module" in name:
+        if "lora_" in name or ".original_module" in name or name.startswith(f"{PROJECTIONS}."):
             continue
         value = tensor.detach()
         if leaf == "weight" and owner_name.endswith(".base_layer"):

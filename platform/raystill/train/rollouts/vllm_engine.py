@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,36 @@ from raystill.train.students.quantize import is_quantized
 
 _WHERE = "train.distillation.teacher.rollouts.engine"
 _GIB = 2**30
+# What says to a process that it is one of a training group.
+_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def require_vllm() -> None:
+    """Raise EnvironmentFault, before a teacher is asked, where there is no vLLM to write rollouts with."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EnvironmentFault(
+            "rollouts are to be written by vLLM, which is not installed",
+            where=_WHERE,
+            fix="pip install 'raystill[vllm]', or set it to transformers",
+        )
+
+
+def engine_environment(
+    environment: Mapping[str, str], device: torch.device, num_threads: int
+) -> dict[str, str]:
+    """The environment of the engine beside a training worker on `device`, whose own is `environment`.
+
+    It is no member of the training group. Workers of a machine see the GPUs of all of them; the engine sees
+    its worker's alone, or all engines would crowd the first.
+    """
+    own = {name: value for name, value in environment.items() if name not in _GROUP}
+    own["OMP_NUM_THREADS"] = str(num_threads)
+    own.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if device.type == "cuda":
+        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        place = device.index or 0
+        own["CUDA_VISIBLE_DEVICES"] = visible[place] if place < len(visible) else str(place)
+    return own
 
 
 class VllmRollouts:
@@ -108,10 +139,7 @@ class VllmRollouts:
         return torch.bfloat16 if self._student.device.type == "cuda" else torch.float32
 
     def _start(self) -> None:
-        environment = dict(os.environ, OMP_NUM_THREADS=str(self._num_threads))
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)  # those of the training group
+        environment = engine_environment(os.environ, self._student.device, self._num_threads)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "raystill.train.rollouts.vllm_process"],
             stdin=subprocess.PIPE,

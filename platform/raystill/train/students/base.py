@@ -52,13 +52,13 @@ def load_causal_lm(name: str, attention: str, save_path: str | None = None, **op
     return model
 
 
-def load_model_config(name: str, save_path: str | None = None) -> Any:
-    """A checkpoint's transformers config. Raises as `load_causal_lm`."""
+def load_model_config(name: str, save_path: str | None = None, **options: Any) -> Any:
+    """A checkpoint's transformers config; `options` go to from_pretrained. Raises as `load_causal_lm`."""
     from transformers import AutoConfig
 
     source = str(Path(name).expanduser()) if is_local_name(name) else name
     try:
-        return AutoConfig.from_pretrained(source, cache_dir=save_path)
+        return AutoConfig.from_pretrained(source, cache_dir=save_path, **options)
     except (OSError, ValueError) as error:
         refuse_pickle(name)
         raise _unloadable(name, error) from error

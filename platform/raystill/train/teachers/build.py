@@ -13,6 +13,7 @@ from raystill.run.paths import RunPaths
 from raystill.text.chat import ChatFormat
 from raystill.train.batches import StepPlanner
 from raystill.train.clock import StepClock
+from raystill.train.examples import ExampleSet
 from raystill.train.group import WorkerGroup
 from raystill.train.rollouts.engine import RolloutEngine, RolloutSampling
 from raystill.train.rollouts.transformers_engine import TransformersRollouts
@@ -27,6 +28,7 @@ from raystill.train.teachers.load import (
     TeacherPlace,
     load_teachers,
     locate_teachers,
+    require_context,
     require_same_tokens,
 )
 from raystill.train.teachers.on_policy import OnPolicySignals
@@ -58,6 +60,7 @@ def build_source(
     section = config.train.distillation.teacher
     places = locate_teachers(config, paths)
     require_same_tokens(places, chat)
+    require_context(places, _longest_row(examples, settings, section.rollouts, student))
     _refuse_sharded(settings, student, places)
     panel, alignment = _build_panel(config, settings, student, places)
     online = OnlineSignals(
@@ -121,6 +124,16 @@ def build_aligner(
             fix="name one checkpoint as the teacher and keep parallelism: ddp, or remove losses.hidden",
         )
     return HiddenAligner(student, model.causal_lm, section)
+
+
+def _longest_row(examples: ExampleSet, settings: TrainSettings, rollouts: Rollouts, student: Student) -> int:
+    """Tokens of the longest row that is going to be judged; a rollout may be longer than the text."""
+    longest = int(examples.lengths.max())
+    if settings.source != "on_policy":
+        return longest
+    prompts = max(examples.first_target(row) for row in range(len(examples)))
+    written = min(prompts + rollouts.max_new_tokens, settings.max_seq_len, student.context)
+    return max(longest, written)
 
 
 def _refuse_sharded(settings: TrainSettings, student: Student, places: Sequence[TeacherPlace]) -> None:

@@ -20,7 +20,7 @@ from raystill.text.chat import ChatFormat
 from raystill.text.tokenizer import compare_tokenizers, load_tokenizer, tokenizer_sha256
 from raystill.train.attention import enable_packing
 from raystill.train.student import Student, validate_head
-from raystill.train.students.base import load_causal_lm
+from raystill.train.students.base import load_causal_lm, load_model_config
 from raystill.train.students.quantize import load_in_4bit
 from raystill.train.teachers.frozen import AdapterOffTeacher, CheckpointTeacher, FrozenModel
 from raystill.train.teachers.panel import OnlineTeacher
@@ -37,6 +37,11 @@ class TeacherPlace:
     revision: str | None = None
     trust_remote_code: bool = False
     quantization: Quantization | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What transformers' from_pretrained is told besides the source."""
+        options: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        return options | ({"trust_remote_code": True} if self.trust_remote_code else {})
 
 
 def locate_teachers(config: Config, paths: RunPaths) -> list[TeacherPlace]:
@@ -100,6 +105,24 @@ def require_same_tokens(places: Sequence[TeacherPlace], chat: ChatFormat) -> Non
             )
 
 
+def require_context(places: Sequence[TeacherPlace], longest: int) -> None:
+    """Raise ConfigError if an online teacher hasn't learnt as many positions as the longest row has tokens.
+
+    What it says beyond them would be noise. Raises DataError or RemoteError for a config that can't be read.
+    """
+    for place in places:
+        if place.source is None:
+            continue
+        model = load_model_config(place.source, **place.options()).get_text_config()
+        context = int(getattr(model, "max_position_embeddings", 0) or 0)
+        if 0 < context < longest:
+            raise ConfigError(
+                f"{place.model.name} has learnt {context} positions and is to judge rows of {longest} tokens",
+                where=f"{_WHERE}, training.max_seq_len",
+                fix=f"set training.max_seq_len to {context} or less, or let another model teach",
+            )
+
+
 def load_teachers(places: Sequence[TeacherPlace], student: Student, *, packed: bool) -> list[OnlineTeacher]:
     """The models of `places`, frozen, where the student is, which has its first weights still.
 
@@ -126,8 +149,7 @@ def _load(place: TeacherPlace, student: Student, packed: bool) -> OnlineTeacher:
 
 def _load_checkpoint(place: TeacherPlace, device: torch.device, packed: bool) -> OnlineTeacher:
     assert place.source is not None
-    options: dict[str, Any] = {"revision": place.revision} if place.revision else {}
-    options |= {"trust_remote_code": True} if place.trust_remote_code else {}
+    options = place.options()
     if place.quantization is not None:
         causal_lm = load_in_4bit(place.source, place.quantization, device, "sdpa", where=_WHERE, **options)
     else:
