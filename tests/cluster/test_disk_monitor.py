@@ -8,13 +8,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raystill.cluster.disk_monitor import (
     LowDisks,
-    _start_actors,
+    NodeProbes,
+    is_working,
     low_limit_bytes,
     places_in_use,
     watch_disks,
@@ -81,13 +83,46 @@ def test_the_watch_logs_and_warns_while_a_run_goes_on(tmp_path: Path, ray_here: 
     assert {event["event"] for event in shown} <= {"warning"}
 
 
-@pytest.mark.ray
-def test_on_a_cluster_an_actor_per_node_reads(tmp_path: Path, ray_here: None) -> None:
-    import ray
+def test_a_node_works_while_somebody_has_taken_of_it() -> None:
+    node = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
+    assert is_working(node, node | {"GPU": 0.5}) and is_working(node, {"memory": 1e9})
+    assert not is_working(node, node | {"memory": 1.0}) and not is_working({"memory": 1e9}, {})
 
-    paths = RunPaths(root=tmp_path, store=tmp_path / "store")
-    nodes = ray.nodes()
-    ask = _start_actors(nodes, paths)
-    (readings,) = ask().values()
-    assert readings[0].uses[:2] == ("run", "store") and readings[0].free_bytes > 0
-    assert ask().keys() == {nodes[0]["NodeManagerHostname"]}
+
+def test_a_node_has_a_probe_while_it_works_and_none_while_it_could_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's node is read by the driver. Ray is played by what it would say and do."""
+    import ray
+    import ray._private.state
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    head, other, gone = ("a" * 56, "head"), ("b" * 56, "other"), ("c" * 56, "gone")
+    nodes = [
+        {"NodeID": name, "NodeManagerHostname": host, "Alive": host != "gone", "Resources": resources}
+        for (name, host), resources in ((head, {"memory": 1.0}), (other, {"CPU": 1.0}), (gone, {"CPU": 1.0}))
+    ]
+    free = {head[0]: {}, other[0]: {"CPU": 1.0}}
+    killed: list[Any] = []
+    read = SimpleNamespace(remote=lambda: "answer")
+    actor = SimpleNamespace(read=read)
+
+    def start(num_cpus: int, scheduling_strategy: NodeAffinitySchedulingStrategy) -> Any:
+        assert (num_cpus, scheduling_strategy.node_id) == (0, other[0])
+        return SimpleNamespace(remote=lambda *about: actor)
+
+    here = SimpleNamespace(get_node_id=lambda: head[0])
+    monkeypatch.setattr("raystill.cluster.disk_monitor.DiskGauges", lambda: SimpleNamespace(set=print))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: free)
+    monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=start))
+    monkeypatch.setattr(ray, "wait", lambda answers, num_returns, timeout: (answers, []))
+    monkeypatch.setattr(ray, "get", lambda answer: [reading(1.0)])
+    monkeypatch.setattr(ray, "kill", killed.append)
+    probes = NodeProbes(RunPaths(root=tmp_path, store=tmp_path / "store"))
+    assert probes.ask().keys() == {"head"}
+    free[other[0]] = {"CPU": 0.0}
+    assert probes.ask()["other"] == [reading(1.0)]
+    free[other[0]] = {"CPU": 1.0}
+    assert probes.ask().keys() == {"head"} and killed == [actor]

@@ -1,9 +1,9 @@
 """The watch over every filesystem that a run uses, on every node: readings as metrics, low ones as warnings.
 
-On one machine a thread of the driver looks; on a cluster a light actor per node does (no CPU is reserved),
-and the driver asks them. Whether something may be written is asked where it is written, of `run.disk`, which
-looks at the same filesystems at that moment; training stops by itself where its disk runs out
-(`train.stopping`).
+On its own machine a thread of the driver looks; on every other node that works, whenever it came, a light
+actor does (no CPU is reserved), and the driver asks them. Whether something may be written is asked where it
+is written, of `run.disk`, which looks at the same filesystems at that moment; training stops by itself where
+its disk runs out (`train.stopping`).
 """
 
 from __future__ import annotations
@@ -110,12 +110,12 @@ class DiskProbe:
 @contextmanager
 def watch_disks(config: Config, paths: RunPaths, on_event: OnEvent | None = None) -> Iterator[None]:
     """Watch while the body runs; Ray must be running. Warnings and readings go to the run's log."""
-    ask = _start_probes(paths)
+    probes = NodeProbes(paths)
     stop = threading.Event()
     low = LowDisks(config.disk.hard_free_gb)
 
     def look(events: EventLog, *, log: bool) -> None:
-        for node, readings in ask().items():
+        for node, readings in probes.ask().items():
             for message in low.take(node, readings):
                 events.emit("warning", message=message)
             if log:
@@ -149,45 +149,73 @@ def _only_warnings(on_event: OnEvent | None) -> OnEvent | None:
     return show
 
 
-def _start_probes(paths: RunPaths) -> Callable[[], dict[str, list[FilesystemReading]]]:
-    """A function that reads every node's filesystems, by the nodes' names."""
-    import ray
+class NodeProbes:
+    """Reads the filesystems of the driver's node, and of every other one that works.
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    here = ray.get_runtime_context().get_node_id()
-    if [node["NodeID"] for node in nodes] == [here]:
-        probe = DiskProbe(_name(nodes[0]), places_in_use(paths, _session(nodes[0])))
-        return lambda: {_name(nodes[0]): probe.read()}
-    return _start_actors(nodes, paths)
+    A node whose CPUs and GPUs are free has no actor of ours: with one it would never count as idle, and never
+    leave.
+    """
 
+    def __init__(self, paths: RunPaths) -> None:
+        import ray
 
-def _start_actors(
-    nodes: list[dict[str, Any]], paths: RunPaths
-) -> Callable[[], dict[str, list[FilesystemReading]]]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        self._paths = paths
+        self._here = ray.get_runtime_context().get_node_id()
+        self._probes: dict[str, Any] = {}
 
-    actor: Any = ray.remote(DiskProbe)
-    probes = {
-        _name(node): actor.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(_name(node), places_in_use(paths, _session(node)))
-        for node in nodes
-    }
+    def ask(self) -> dict[str, list[FilesystemReading]]:
+        """Readings by the nodes' names; a node that doesn't answer in time is left out."""
+        import ray
 
-    def ask() -> dict[str, list[FilesystemReading]]:
-        answers = {name: probe.read.remote() for name, probe in probes.items()}
-        done, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=_ANSWER_SECONDS)
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        self._place(nodes)
         found = {}
-        for name, answer in answers.items():
-            if answer in done:
-                try:
-                    found[name] = ray.get(answer)
-                except ray.exceptions.RayError:  # its node is gone; the others go on
-                    probes.pop(name)
+        answers = {}
+        for node, probe in self._probes.items():
+            if node == self._here:
+                found[_name(nodes[node])] = probe.read()
+            else:
+                answers[probe.read.remote()] = node
+        done: list[Any] = []
+        if answers:
+            done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_SECONDS)
+        for answer in done:
+            try:
+                found[_name(nodes[answers[answer]])] = ray.get(answer)
+            except ray.exceptions.RayError:  # its node is gone; the others go on
+                self._probes.pop(answers[answer])
         return found
 
-    return ask
+    def _place(self, nodes: Mapping[str, dict[str, Any]]) -> None:
+        """Have a probe on the nodes that work, and on no other."""
+        import ray
+        from ray._private.state import available_resources_per_node
+
+        free = available_resources_per_node()
+        working = {
+            name for name in nodes.keys() & free.keys() if is_working(nodes[name]["Resources"], free[name])
+        }
+        for name in [name for name in self._probes if name not in working | {self._here}]:
+            ray.kill(self._probes.pop(name))
+        for name in sorted(working | ({self._here} & nodes.keys())):
+            if name not in self._probes:
+                self._probes[name] = self._start(nodes[name])
+
+    def _start(self, node: dict[str, Any]) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        about = (_name(node), places_in_use(self._paths, _session(node)))
+        if node["NodeID"] == self._here:
+            return DiskProbe(*about)
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        actor: Any = ray.remote(DiskProbe)
+        return actor.options(num_cpus=0, scheduling_strategy=there).remote(*about)
+
+
+def is_working(total: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    """Whether somebody has taken some of a node's CPUs or GPUs."""
+    return any(free.get(name, 0.0) < total[name] for name in ("CPU", "GPU") if total.get(name))
 
 
 def _name(node: dict[str, Any]) -> str:
