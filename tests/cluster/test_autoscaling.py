@@ -95,7 +95,7 @@ def test_nodes_come_are_lost_and_replaced_and_go(tmp_path: Path, until: StageNam
     log, root = tmp_path / "run.log", tmp_path / "runs" / "grown"
     paths = RunPaths(root, store=root / "teacher_store")
     slow = {SECONDS_PER_ROW_VARIABLE: SECONDS_PER_ROW}
-    with growing_cluster({"CPU": 1}, most=2, labels=SPOT, **slow) as cluster:
+    with growing_cluster({"CPU": 1}, most=2, labels=SPOT, environment=slow) as cluster:
         config = str(write_config(tmp_path, cluster.head.address))
         # What no node of this cluster can ever give is refused: not waited for, nor after the teacher's work.
         asked = ("run.name=greedy", "cluster.training_labels.market-type=on-demand")

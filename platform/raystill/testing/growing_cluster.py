@@ -74,8 +74,7 @@ def growing_cluster(
     most: int,
     *,
     labels: Mapping[str, str] | None = None,
-    with_dashboard: bool = False,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[GrowingCluster]:
     """A head, and up to `most` nodes with the resources of `node` and `labels`, which leave when idle.
 
@@ -89,9 +88,8 @@ def growing_cluster(
         0,
         port=port,
         folder=folder,
-        with_dashboard=with_dashboard,
         options=[f"--autoscaling-config={scaling}"],
-        environment=_ENVIRONMENT | environment,
+        environment=_ENVIRONMENT | dict(environment or {}),
     ) as head:
         yield GrowingCluster(head)
 

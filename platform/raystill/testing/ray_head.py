@@ -82,9 +82,12 @@ def ray_head(
         f"--include-dashboard={'true' if with_dashboard else 'false'}", *options,
     ]  # fmt: skip
     command += [f"--dashboard-host={_HOST}", f"--dashboard-port={dashboard}"] if dashboard else []
+    # Jobs say `python`, and mean this one.
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    around = {"RAY_worker_niceness": "0", "PATH": paths} | dict(environment or {})
     child = subprocess.Popen(
         command,
-        env=_without_foreign(os.environ) | own | {"RAY_worker_niceness": "0"} | dict(environment or {}),
+        env=_without_foreign(os.environ) | own | around,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://{_HOST}:{dashboard}" if dashboard else ""
