@@ -13,7 +13,7 @@ from raystill.config.tune import TuneSection
 from raystill.errors import ConfigError, DataError, DivergenceError
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
-from raystill.tune import sweep as module
+from raystill.tune import search as module
 from raystill.tune.records import begin_trial, finish_trial
 from raystill.tune.sweep import run_sweep
 from raystill.tune.trial import TrialReporter
