@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raystill"
 # Inside raystill.config these decide what `auto` or a size means, which is acting.
 RESOLVERS = (
     "config/engine.py",
+    "config/node_labels.py",
     "config/prepared.py",
     "config/signal_source.py",
     "config/student_init.py",
