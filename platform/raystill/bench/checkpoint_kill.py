@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from raystill.bench.result import BenchRow
@@ -159,7 +160,8 @@ def _wait_until(is_so: Callable[[], bool], child: subprocess.Popen[bytes], confi
 
 @contextmanager
 def _started(side: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The side's process, killed at the end with all that it started and that stayed in its group."""
+    """The side's process, killed at the end with all that it started: Ray's processes have groups of their
+    own, and a worker that outlives its driver for a moment would take the next new step."""
     environment: dict[str, Any] = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     with config.with_suffix(".log").open("ab") as log:
         child = subprocess.Popen(
@@ -169,6 +171,22 @@ def _started(side: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield child
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it has ended, which is said elsewhere
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, which is said elsewhere
+            family = psutil.Process(child.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         child.wait()
+        deadline = time.monotonic() + _LONGEST_SECONDS
+        while any(map(_is_alive, family)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # which nobody may have asked after yet
+    except psutil.NoSuchProcess:
+        return False
