@@ -112,10 +112,18 @@ def test_without_a_gap_there_is_a_reason_instead_of_a_number() -> None:
     assert "no better" in gap.reason
 
 
+def test_with_neither_right_answers_nor_logprobs_the_reason_is_told() -> None:
+    prompts = make_prompts(["text"] * 12)
+    outputs = [make_outputs(key, prompts, ["hello"] * 12) for key in ("teacher", "untrained", "sft")]
+    (gap,) = build_gaps(outputs)
+    assert (gap.row, gap.metric, gap.estimate) == ("sft", "kl_to_teacher", None)
+    assert "no prompt has a right answer" in gap.reason
+
+
 def test_a_model_that_writes_nothing_fails() -> None:
     prompts = make_prompts(["exact"] * 12)
     for key in ("teacher", "sft", "distill"):
-        with pytest.raises(DataError, match="wrote nothing on all 12"):
+        with pytest.raises(DataError, match=r"wrote nothing on all 12.*at once"):
             validate_outputs(make_outputs(key, prompts, [" "] * 12), min_samples=10)  # type: ignore[arg-type]
     silent = make_outputs("untrained", prompts, [""] * 12)
     validate_outputs(silent, min_samples=10)

@@ -138,15 +138,7 @@ def test_a_model_that_stops_at_once_fails(copy: Any, small_run_module: ModuleTyp
             parameter.fill_(1.0 if "norm" in name else 0.1 if "embed" in name else 0.0)
         silent.model.embed_tokens.weight[tokenizer.eos_token_id] = 1.0
     small_run_module.save_model(silent, tokenizer, copy.paths.model("distill"))
-    with pytest.raises(DataError, match=r"Student after KD wrote nothing"):
-        execute(STAGE, copy.config, copy.paths)
-
-
-def test_another_tokenizer_is_refused(copy: Any, small_run_module: ModuleType) -> None:
-    other = small_run_module.build_tokenizer()
-    other.add_tokens(["another"])
-    other.save_pretrained(copy.paths.model("sft"))
-    with pytest.raises(DataError, match="its tokenizer is not the teacher's"):
+    with pytest.raises(DataError, match=r"Student after KD wrote nothing.*at once"):
         execute(STAGE, copy.config, copy.paths)
 
 

@@ -15,6 +15,7 @@ from raystill.store.identity import partition_of
 from raystill.store.reader import load_rows
 from raystill.store.records import Reject, Score, ScoredIds
 from raystill.store.scorer import record_scorer
+from raystill.store.signal_ids import fold_into_tail
 from raystill.store.store import load_store, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat, load_chat_format
@@ -28,7 +29,6 @@ from raystill.train.encode import (
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
-from raystill.train.signal_arrays import fold_into_tail
 from raystill.train.token_match import TokenMatch, match_tokenizers
 
 SAME = TokenMatch(same_ids=True, same_template=True)

@@ -17,10 +17,10 @@ from raystill.losses.chunked import chunked_loss
 from raystill.losses.teachers import TopKTeacher
 from raystill.losses.terms import LossTerms
 from raystill.store.records import TopKSignal
+from raystill.store.signal_ids import fold_into_tail
 from raystill.train.build import build_model
 from raystill.train.output import ADAPTER_DIRECTORY
 from raystill.train.settings import resolve_settings
-from raystill.train.signal_arrays import fold_into_tail
 
 CPU = torch.device("cpu")
 IDS = torch.arange(24).unsqueeze(0)

@@ -272,6 +272,75 @@ def test_teachers_in_a_process_of_their_own_change_no_bit(world: Any, ray_here: 
     remote.source.close()
 
 
+@pytest.mark.ray
+def test_what_the_student_writes_is_judged_beside_it_as_in_its_process(world: Any, ray_here: None) -> None:
+    """On-policy, whole distributions and best tokens, micro-batches in flight: no bit is another."""
+    judge = world.config("judge", run={"seed": 5}, training={"steps": 1})
+    world.train(judge, "sft")
+
+    def written(name: str, worker: dict[str, int] | None, k: int | None) -> Any:
+        teacher = {
+            "source": "on_policy",
+            "models": [{"name": str(world.paths(judge).model("sft"))}],
+            "num_logprobs": k,
+            "worker": worker,
+            "rollouts": {"max_new_tokens": 6, "share": 0.7, "sync_every": 2},
+        }
+        rows = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+        return world.config(
+            name,
+            losses={"kl_weight": 1.0, "ce_weight": 0.0, "divergence": "reverse_kl"},
+            train={"distillation": {"teacher": teacher, **rows}},
+            training={"steps": 4},
+        )
+
+    for k in (None, 8):
+        here, there = written(f"here{k}", None, k), written(f"there{k}", {"num_cpus": 1}, k)
+        world.train(here)
+        world.train(there)
+        assert world.weights(there) == world.weights(here)
+        share = [line["rollout/share"] for line in world.metrics(there) if "rollout/share" in line]
+        assert all(0.0 < value < 1.0 for value in share)
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+def test_two_workers_learn_from_what_an_engine_beside_each_writes(world: Any, idle_ray: None) -> None:
+    """Only the best token is drawn, so vLLM writes what transformers does; judges beside the workers, too."""
+    pytest.importorskip("vllm")
+    # Heads of 32, which vLLM's attention on CPUs wants at least, and weights that make no close calls.
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5}
+    judge = world.config("judge", student=shape, run={"seed": 5}, training={"steps": 1})
+    world.train(judge, "sft")
+
+    def written(name: str, engine: dict[str, Any], worker: dict[str, int] | None, **training: Any) -> Any:
+        rollouts = {"max_new_tokens": 6, "top_p": 1e-6, "sync_every": 2, "batch_size": 8, **engine}
+        models = [{"name": str(world.paths(judge).model("sft"))}]
+        teacher: dict[str, Any] = {"source": "on_policy", "models": models, "num_logprobs": 8}
+        teacher |= {"worker": worker, "rollouts": rollouts}
+        rows = 8 // training.get("num_workers", 1)
+        own = {"teacher": teacher, "per_device_train_batch_size": rows, "learning_rate": 1e-4}
+        return world.config(
+            name,
+            student=shape,
+            losses={"kl_weight": 1.0, "ce_weight": 0.0, "divergence": "jsd"},
+            train={"distillation": own},
+            training={"steps": 3, "log_every": 1, **training},
+        )
+
+    one = written("one", {"engine": "transformers"}, None)
+    two = written("two", {"engine": "vllm", "memory_gib": 0.05}, {"num_cpus": 1}, num_workers=2)
+    world.train(one)
+    world.list_requests(world.paths(two))
+    assert run_training(two, world.paths(two), "distill")["counts"]["steps"] == 3
+    lines = [[line for line in world.metrics(config) if "train/loss" in line] for config in (one, two)]
+    for ours, theirs in zip(*lines, strict=True):
+        for name in ("rollout/tokens", "rollout/ended", "rollout/staleness"):
+            assert ours[name] == theirs[name], name
+        assert theirs["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-3)
+    assert not world.paths(two).rollout_weights("distill", 0).exists()
+
+
 @pytest.mark.parametrize(
     ("cause", "expected", "text"),
     [

@@ -87,6 +87,31 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(world: Any) -> Non
     assert torch.stack(moved).norm() <= 0.0101 < result.grad_norm
 
 
+def test_float16_scales_the_loss_and_skips_a_step_that_overflows(world: Any) -> None:
+    """As on a GPU: the scale cancels out; where it was too large, it is halved and nothing else happens."""
+
+    def step(precision: str, scale: float | None) -> tuple[TrainRun, float]:
+        run = assemble(world.job(world.config()), WorkerGroup())
+        object.__setattr__(run.settings, "precision", precision)
+        if scale is not None:
+            run.state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        plan = run.planner.plan(0, 0)
+        found = train_step(run.state, plan, run.data.train, run.objective, run.settings, run.group)
+        return run, found.grad_norm
+
+    (plain, norm), (half, half_norm) = step("float32", None), step("float16", 2.0**10)
+    assert half_norm == pytest.approx(norm, rel=0.02)
+    for name, weight in half.state.trainable().items():
+        assert weight.dtype == torch.float32
+        # AdamW's first step has the learning rate's size everywhere; rounding turns few of its signs.
+        assert (weight - plain.state.trainable()[name]).abs().mean() < 1e-4
+    start = assemble(world.job(world.config()), WorkerGroup()).state.trainable()
+    burst, norm = step("float16", 2.0**60)
+    assert norm != norm and burst.state.counters.nonfinite_steps == 1 and burst.state.step == 1
+    assert burst.state.scaler.get_scale() == 2.0**59 and not burst.state.optimizer.state
+    assert all(torch.equal(weight, start[name]) for name, weight in burst.state.trainable().items())
+
+
 def test_gradients_are_gone_after_a_step(world: Any) -> None:
     run = assemble(world.job(world.config()), WorkerGroup())
     train_step(run.state, run.planner.plan(0, 0), run.data.train, run.objective, run.settings, run.group)

@@ -7,6 +7,7 @@ Shape letter: P prompts.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from raystill.evaluate.results import Estimate, GapClosed, GapMetric, RowKey, Ro
 from raystill.evaluate.tasks import Verdict, score_completion
 from raystill.store.records import TeacherRow
 from raystill.text.prompt_row import Prompt
+
+_UNKNOWN = "no prompt has a right answer, and there are no teacher's logprobs of the student's tokens"
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,20 @@ def teacher_outputs(
         model=model,
         parameters=parameters,
         completions=completions,
-        num_tokens=[len(row.completion_token_ids) for row in rows],
+        num_tokens=[_num_tokens(row) for row in rows],
         finish_reasons=[row.finish_reason for row in rows],
         verdicts=score_all(completions, prompts),
         agreement=None,
         num_without_room=0,
         seconds=float(sum(row.seconds for row in rows)),
     )
+
+
+def _num_tokens(row: TeacherRow) -> int:
+    """Of the stored ids; of what the endpoint has counted where there is only text."""
+    if len(row.completion_token_ids) or row.usage is None:
+        return len(row.completion_token_ids)
+    return int(json.loads(row.usage).get("completion_tokens") or 0)
 
 
 def score_all(completions: Sequence[str], prompts: Sequence[Prompt]) -> list[Verdict]:
@@ -94,10 +104,19 @@ def validate_outputs(outputs: ModelOutputs, *, min_samples: int) -> None:
         )
     if outputs.key != "untrained" and all(verdict.empty for verdict in outputs.verdicts):
         raise DataError(
-            f"{outputs.label} wrote nothing on all {n} held-out prompts",
+            f"{outputs.label} wrote nothing on all {n} held-out prompts: {_why_empty(outputs)}",
             where=outputs.model,
             fix="look at its training curves, and at the EOS token of its tokenizer",
         )
+
+
+def _why_empty(outputs: ModelOutputs) -> str:
+    """What a model did instead of writing."""
+    if outputs.num_without_room == len(outputs.completions):
+        return "none of them leaves room for an answer in its context"
+    if set(outputs.finish_reasons) == {"stop"} and max(outputs.num_tokens) <= 1:
+        return "it ended every answer at once"
+    return f"{sum(outputs.num_tokens)} tokens, none of which is more than white space or a special token"
 
 
 def build_row(outputs: ModelOutputs, prompts: Sequence[Prompt]) -> RowResult:
@@ -134,7 +153,10 @@ def build_row(outputs: ModelOutputs, prompts: Sequence[Prompt]) -> RowResult:
 
 
 def build_gaps(outputs: Sequence[ModelOutputs]) -> list[GapClosed]:
-    """The gap that every trained model closed: in exact match, and in KL to the teacher (whose own is 0)."""
+    """The gap that every trained model closed: in exact match, and in KL to the teacher (whose own is 0).
+
+    Each of them has one or the other, be it only the reason why nothing can be said.
+    """
     by_key = {entry.key: entry for entry in outputs}
     teacher, before = by_key.get("teacher"), by_key.get("untrained")
     gaps: list[GapClosed] = []
@@ -146,7 +168,10 @@ def build_gaps(outputs: Sequence[ModelOutputs]) -> list[GapClosed]:
         if judged:
             scores = [_correct(entry, judged) for entry in (before, after, teacher)]
             gaps.append(_gap(key, "exact_match", scores, None))
-        gaps += _kl_gap(key, before, after)
+        by_distance = _kl_gap(key, before, after)
+        if not judged and not by_distance:
+            gaps.append(GapClosed(row=key, metric="kl_to_teacher", estimate=None, reason=_UNKNOWN))
+        gaps += by_distance
     return gaps
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from raystill.config.schema import Config
 from raystill.config.signal_source import evaluates_signals
 from raystill.errors import DataError
+from raystill.evaluate.own_tokens import StoredTokens
 from raystill.evaluate.tasks import validate_references
 from raystill.run.paths import RunPaths
 from raystill.store.identity import StoreIdentity
@@ -24,14 +25,13 @@ from raystill.text.prompt_table import load_prompts
 @dataclass(frozen=True)
 class HeldOut:
     """`rows[i]` answers `prompts[i]`; `num_without_output` prompts have no answer, or none that the teacher
-    could score, and are left out. `identity` is who answered; the rows' ids are of the tokenizer with
-    `tokenizer_sha256`."""
+    could score, and are left out. `identity` is who answered; `tokens` says whose the rows' ids are."""
 
     prompts: list[Prompt]
     rows: list[TeacherRow]
     num_without_output: int
     identity: StoreIdentity
-    tokenizer_sha256: str
+    tokens: StoredTokens
 
 
 def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
@@ -61,12 +61,13 @@ def load_held_out(config: Config, paths: RunPaths) -> HeldOut:
     }
     answers = _load_answers(store, requests, with_signal=with_signal)
     answered = [prompt for prompt in prompts if prompt.id in answers]
+    speaker = signal_identity(store) if with_signal else store.identity
     return HeldOut(
         prompts=answered,
         rows=[answers[prompt.id] for prompt in answered],
         num_without_output=len(prompts) - len(answered),
         identity=store.identity,
-        tokenizer_sha256=(signal_identity(store) if with_signal else store.identity).tokenizer_sha256,
+        tokens=StoredTokens(speaker.tokenizer_sha256, speaker.chat_template_sha256),
     )
 
 

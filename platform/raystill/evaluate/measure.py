@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from raystill.config.schema import Config
 from raystill.errors import DataError
 from raystill.evaluate.agreement import measure_agreement
 from raystill.evaluate.gap import ModelOutputs, score_all
 from raystill.evaluate.generation import GreedySettings, generate_greedy
 from raystill.evaluate.models import Contestant, LoadedModel, load_model
+from raystill.evaluate.own_tokens import StoredTokens, read_in_own_tokens, relate_tokens
 from raystill.store.records import TeacherRow
 from raystill.text.prompt_row import Prompt
-from raystill.text.tokenizer import tokenizer_sha256 as text_tokenizer_sha256
 
 
 def measure_contestant(
@@ -20,33 +21,25 @@ def measure_contestant(
     prompts: Sequence[Prompt],
     rows: Sequence[TeacherRow],
     *,
-    tokenizer_sha256: str,
-    batch_size: int,
-    device: str,
+    tokens: StoredTokens,
+    config: Config,
 ) -> ModelOutputs:
     """Load a checkpoint, complete every prompt greedily, and teacher-force it over the teacher's completions.
 
-    The model reads exactly the prompt token ids that the teacher read, so its tokenizer must be the one of
-    `tokenizer_sha256` ("" skips the check). Raises DataError if it isn't, or if the checkpoint is missing or
-    broken.
+    The model reads the prompts as it was trained on them (`own_tokens`); how close it is to the teacher is
+    known only where it has the teacher's tokens. Raises DataError if the checkpoint is missing or broken.
     """
     started = time.monotonic()
-    loaded = load_model(contestant.directory, device)
+    loaded = load_model(contestant.directory, config.device.type)
     try:
-        _validate_tokenizer(loaded, tokenizer_sha256)
-        return _measure(loaded, contestant, prompts, rows, batch_size=batch_size, started=started)
+        vocab_size = int(loaded.model.config.get_text_config().vocab_size)
+        own = relate_tokens(contestant.directory, loaded.tokenizer, vocab_size, config, tokens)
+        read = read_in_own_tokens(rows, own)
+        return _measure(loaded, contestant, prompts, read, config.evaluation.batch_size, started)
     except DataError as error:
         raise DataError(
             f"{contestant.label}: {error.what}", where=str(contestant.directory), fix=error.problems[0].fix
         ) from error
-
-
-def _validate_tokenizer(loaded: LoadedModel, expected: str) -> None:
-    if expected and text_tokenizer_sha256(loaded.tokenizer) != expected:
-        raise DataError(
-            "its tokenizer is not the teacher's, so their tokens can't be compared",
-            fix="set student.tokenizer to the teacher's tokenizer and train again",
-        )
 
 
 def _measure(
@@ -54,7 +47,6 @@ def _measure(
     contestant: Contestant,
     prompts: Sequence[Prompt],
     rows: Sequence[TeacherRow],
-    *,
     batch_size: int,
     started: float,
 ) -> ModelOutputs:

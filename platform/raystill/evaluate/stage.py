@@ -83,9 +83,8 @@ def _measure_all(context: StageContext, held_out: HeldOut) -> list[ModelOutputs]
             contestant,
             held_out.prompts,
             held_out.rows,
-            tokenizer_sha256=held_out.tokenizer_sha256,
-            batch_size=config.evaluation.batch_size,
-            device=config.device.type,
+            tokens=held_out.tokens,
+            config=config,
         )
         validate_outputs(entry, min_samples=config.evaluation.min_samples)
         context.events.emit("model_measured", model=entry.key, seconds=round(entry.seconds, 3))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raystill.store.records import Float16Array, Float32Array, Int32Array, TopKSignal
+from raystill.store.signal_ids import fold_into_tail
 from raystill.store.tier_records import HiddenSignal, SampledSignal, UInt16Array
 
 StoredSignal = TopKSignal | SampledSignal | HiddenSignal
@@ -119,23 +120,6 @@ def ids_of(signal: StoredSignal) -> Int32Array:
     if isinstance(signal, TopKSignal):
         return signal.topk_ids_TK
     return signal.draw_ids_E if isinstance(signal, SampledSignal) else np.zeros(0, np.int32)
-
-
-def fold_into_tail(signal: TopKSignal, vocab_size: int) -> TopKSignal:
-    """Move stored tokens that the student has no logit for (padding of the teacher's head) into the tail."""
-    foreign_TK = signal.topk_ids_TK >= vocab_size
-    if not foreign_TK.any():
-        return signal
-    logprobs_TK = signal.topk_logprobs_TK.astype(np.float32)
-    moved_T = np.where(foreign_TK, np.exp(logprobs_TK), 0.0).sum(axis=1)
-    with np.errstate(divide="ignore"):
-        tail_T = np.log(np.exp(signal.tail_logprob_T) + moved_T).astype(np.float32)
-    return TopKSignal(
-        topk_ids_TK=np.where(foreign_TK, 0, signal.topk_ids_TK).astype(np.int32),
-        topk_logprobs_TK=np.where(foreign_TK, -np.inf, logprobs_TK).astype(np.float16),
-        sampled_logprob_T=signal.sampled_logprob_T,
-        tail_logprob_T=tail_T,
-    )
 
 
 def gather_draws(draws: DrawArrays, places: Int64Array) -> tuple[Int64Array, Float32Array]:

@@ -114,7 +114,7 @@ def _update(
             group["lr"] = learning_rate
         state.optimizer.step()
         state.counters.tokens += int(sums["tokens"])
-        if settings.balance:
+        if settings.balance and sums["kd_kl"] != 0:  # a ramp from 0 says nothing of the term yet
             state.balance.update(sums["ce"] / sums["tokens"], sums["kd_kl"] / sums["tokens"])
     if state.scaler.is_enabled():
         state.scaler.update()
