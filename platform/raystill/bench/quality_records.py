@@ -113,9 +113,8 @@ def _measure(config: Config, held_out: HeldOut, model: Path) -> ModelOutputs:
         Contestant("distill", "arm", model, max_new_tokens(config) if has_answers else 1),
         held_out.prompts,
         held_out.rows,
-        tokenizer_sha256=held_out.tokenizer_sha256,
-        batch_size=config.evaluation.batch_size,
-        device="cpu",
+        tokens=held_out.tokens,
+        config=config,
     )
 
 
