@@ -94,7 +94,7 @@ def test_the_teachers_tokens_under_other_numbers_cost_no_metric(
     """The distilled model with its vocabulary shuffled is the same model."""
     before = evaluate(copy).row("distill")
     shutil.rmtree(copy.paths.stage_dir("evaluate"))
-    other = small_run_module.build_tokenizer()
+    other = small_run_module.load_tokenizer(str(copy.paths.model("sft")))
     backend = json.loads(other.backend_tokenizer.to_str())
     last = max(backend["model"]["vocab"].values())
     backend["model"]["vocab"] = {token: last - i for token, i in backend["model"]["vocab"].items()}
@@ -113,7 +113,9 @@ def test_the_teachers_tokens_under_other_numbers_cost_no_metric(
     save_file({**tensors, "model.embed_tokens.weight": embedding}, weights, metadata={"format": "pt"})
     after = evaluate(copy).row("distill")
     assert after.kl_to_teacher.value == pytest.approx(before.kl_to_teacher.value, abs=1e-5)
-    assert (after.exact_match, after.top1_agreement) == (before.exact_match, before.top1_agreement)
+    assert after.exact_match == before.exact_match
+    # One answer has an id beyond the tokenizer, which nothing can rename: it has no signal there.
+    assert after.top1_agreement.value == before.top1_agreement.value == 1.0
 
 
 def test_another_template_is_what_the_student_is_asked_with(copy: Any, small_run_module: ModuleType) -> None:
