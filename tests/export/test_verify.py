@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +17,7 @@ from raystill.errors import EnvironmentFault
 from raystill.export import verify
 from raystill.export.verify import VerificationTask, find_difference, run_vllm, strip_eos
 
-TASK = VerificationTask(["p0"], [[5, 6, 7]], 8, [3, 4], "float32", 64, 0.25, 0.9)
+TASK = VerificationTask(["p0"], [[5, 6, 7]], 8, [3, 4], "float32", 64, 0.25, 0.9, Path("engine.log"))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_what_the_engine_starts_dies_with_it(monkeypatch: pytest.MonkeyPatch, tm
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(EnvironmentFault, match="exit code 3"):
-        run_vllm(tmp_path, TASK)
+        run_vllm(tmp_path, replace(TASK, log=tmp_path / "logs" / "engine.log"))
     child = int(pid_file.read_text(encoding="utf-8"))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -83,3 +85,18 @@ def test_what_the_engine_starts_dies_with_it(monkeypatch: pytest.MonkeyPatch, tm
             return
         time.sleep(0.1)
     pytest.fail("the child is still alive")
+
+
+def test_an_engine_that_fails_is_quoted_in_one_line_and_its_log_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, log = tmp_path / "engine", tmp_path / "logs" / "engine.log"
+    words = "INFO loading\\nValueError: no room for 64 tokens\\n[rank0] closing"
+    script.write_text(f"#!/bin/sh\nprintf '{words}\\n'\nexit 1\n", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(EnvironmentFault) as caught:
+        run_vllm(tmp_path, replace(TASK, log=log))
+    problem = caught.value.problems[0]
+    assert problem.what.endswith("(exit code 1): ValueError: no room for 64 tokens")
+    assert str(log) in problem.where and "closing" in log.read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ from raystill.train.settings import TrainStageName
 STAGE: TrainStageName = "distill"
 # Between the milestones at 10 % and at 100 %.
 _MEASURED_SHARE = 0.9
+_DRIVER_PLACE = "driver"
 
 
 def run_ours(config: Path) -> dict[str, Any]:
@@ -49,28 +50,30 @@ def run_ours(config: Path) -> dict[str, Any]:
 def run_nested(config: Path) -> dict[str, Any]:
     """Tune's trials are drivers with Ray's default of one CPU; each starts a TorchTrainer."""
     cores = os.cpu_count() or 1
-    return _run_nested(config, driver_cpus=1.0, concurrent=max(1, cores // 2))
+    return _run_nested(config, "default", {"CPU": 1.0}, concurrent=max(1, cores // 2))
 
 
 def run_nested_idle(config: Path) -> dict[str, Any]:
     """The same where drivers reserve nothing: a training worker per core."""
-    return _run_nested(config, driver_cpus=0.0, concurrent=os.cpu_count() or 1)
+    # Tune refuses a trial that reserves nothing at all, so a driver takes a place of its own kind.
+    return _run_nested(config, "idle", {_DRIVER_PLACE: 1.0}, concurrent=os.cpu_count() or 1)
 
 
-def _run_nested(config: Path, driver_cpus: float, concurrent: int) -> dict[str, Any]:
+def _run_nested(config: Path, drivers: str, held: dict[str, float], concurrent: int) -> dict[str, Any]:
     from raystill.tune.space import plan_params
 
     started = time.monotonic()
     base = load_config([config]).config
     params = plan_params(cast(TuneSection, base.tune))
-    side = f"nested-{driver_cpus:g}"
-    _fit(base, config, side, driver_cpus, concurrent, len(params))
+    side = f"nested-{drivers}"
+    _fit(config, side, held, concurrent, len(params))
     wall = time.monotonic() - started
     trials = {str(number): _nested_paths(base, side, number) for number in range(len(params))}
     return describe(wall, concurrent, trials)
 
 
-def _fit(base: Config, config: Path, side: str, driver_cpus: float, concurrent: int, num_trials: int) -> None:
+def _fit(config: Path, side: str, held: dict[str, float], concurrent: int, num_trials: int) -> None:
+    """Tune's search; `held` is what the driver of a trial reserves."""
     import ray
     from ray import tune
 
@@ -78,12 +81,12 @@ def _fit(base: Config, config: Path, side: str, driver_cpus: float, concurrent: 
     cores = max(os.cpu_count() or 1, 2)  # a driver and its worker
     ray.init(
         address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False,
-        object_store_memory=80 * 2**20, _temp_dir=place,
+        object_store_memory=80 * 2**20, _temp_dir=place, resources={_DRIVER_PLACE: concurrent},
     )  # fmt: skip
     settings = {"config": str(config), "side": side, "storage": str(config.parent / f"ray-{side}")}
     try:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_nested_trial, settings=settings), {"CPU": driver_cpus}),
+            tune.with_resources(tune.with_parameters(_nested_trial, settings=settings), held),
             param_space={"number": tune.grid_search(list(range(num_trials)))},
             tune_config=tune.TuneConfig(metric="score", mode="min", max_concurrent_trials=concurrent),
             run_config=tune.RunConfig(name="naive", storage_path=settings["storage"], verbose=0),

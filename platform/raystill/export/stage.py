@@ -154,6 +154,7 @@ def _build_task(context: StageContext, model: Any, tokenizer: Any) -> Verificati
         context=room,
         kv_cache_gib=config.teacher.vllm.kv_cache_gib,
         gpu_memory_utilization=config.teacher.vllm.gpu_memory_utilization,
+        log=context.paths.export_check_log,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,12 +31,13 @@ from raystill.run.publish import write_json
 # between 16 and 32, which is how far two correct kernels may round apart.
 TIE_TOLERANCE = {"float32": 1e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3}
 _TIMEOUT_SECONDS = 900.0
-_LOG_TAIL_CHARS = 2000
+_LAST_WORDS_CHARS = 400
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Fault)\b.*:")
 
 
 @dataclass(frozen=True)
 class VerificationTask:
-    """Prompts as token ids, with their ids in the prompt table, and how to complete them."""
+    """Prompts as token ids with their ids in the prompt table, how to complete them, and where to log."""
 
     prompt_ids: list[str]
     prompts: list[list[int]]
@@ -45,6 +47,7 @@ class VerificationTask:
     context: int
     kv_cache_gib: float
     gpu_memory_utilization: float
+    log: Path
 
 
 def unavailable_reason(num_prompts: int) -> str | None:
@@ -151,10 +154,11 @@ def find_difference(
 def run_vllm(exported: Path, task: VerificationTask) -> dict[str, Any]:
     """vLLM's completions, from a process group that is gone when this returns.
 
-    Raises EnvironmentFault with the end of its log if it fails.
+    Raises EnvironmentFault with the engine's last words and where its log is if it fails.
     """
+    task.log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="raystill-") as scratch:
-        request, answer, log = (Path(scratch) / name for name in ("request.json", "answer.json", "log.txt"))
+        request, answer = (Path(scratch) / name for name in ("request.json", "answer.json"))
         write_json(
             request,
             {
@@ -167,7 +171,7 @@ def run_vllm(exported: Path, task: VerificationTask) -> dict[str, Any]:
                 "prompts": task.prompts,
             },
         )
-        with log.open("wb") as stream:
+        with task.log.open("wb") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raystill.export.vllm_completions", str(request), str(answer)],
                 stdout=stream,
@@ -178,9 +182,9 @@ def run_vllm(exported: Path, task: VerificationTask) -> dict[str, Any]:
             code = _wait(process)
         if code != 0 or not answer.exists():
             raise EnvironmentFault(
-                f"vLLM could not complete the exported model (exit code {code}):\n{_tail(log)}",
-                where=str(exported),
-                fix="set export.verify_prompts to 0 to export without the proof",
+                f"vLLM could not complete the exported model {_ending(code)}: {_last_words(task.log)}",
+                where=f"{exported}; the engine's log is {task.log}",
+                fix="mend what the log says, or set export.verify_prompts to 0 to export without the proof",
             )
         answered: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return answered
@@ -198,8 +202,16 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
         process.wait()
 
 
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
+def _ending(code: int | None) -> str:
+    return f"within {_TIMEOUT_SECONDS:.0f} s" if code is None else f"(exit code {code})"
+
+
+def _last_words(log: Path) -> str:
+    """The last line that names an error, or else the last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    said = [line for line in lines if line]
+    named = [line for line in said if _ERROR_LINE.match(line)]
+    return (named or said or ["it said nothing"])[-1][:_LAST_WORDS_CHARS]
 
 
 def _margin(difference: Difference) -> float:

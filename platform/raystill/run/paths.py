@@ -204,6 +204,11 @@ class RunPaths:
         return self.logs / "run.jsonl"
 
     @property
+    def export_check_log(self) -> Path:
+        """What vLLM said when it last completed the exported model."""
+        return self.logs / "export_check.log"
+
+    @property
     def resolved_config(self) -> Path:
         return self.root / "resolved.yaml"
 

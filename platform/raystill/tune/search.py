@@ -27,9 +27,9 @@ from raystill.run.sweep_paths import SweepPaths
 from raystill.train.settings import TrainStageName
 from raystill.tune.concurrency import Concurrency, choose_concurrency, worker_resources
 from raystill.tune.entry import SweepJob, run_trial
+from raystill.tune.preflight import begin_preflight
 from raystill.tune.records import TrialRecord, forget_stop_request
 from raystill.tune.space import plan_params
-from raystill.tune.warm_up import finish_warm_up, start_warm_up
 
 if TYPE_CHECKING:
     from raystill.tune.watching import TrialWatch
@@ -51,7 +51,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # A local Ray would start a process per logical CPU, while those that trials need are starting.
+    # A local Ray would start a process per logical CPU, while Ray Tune is imported.
     "RAY_prestart_worker_first_driver": "0",
 }
 
@@ -75,9 +75,12 @@ def search(
     done = sum(record.outcome != "unfinished" for record in earlier)
     if done >= planned:
         return Concurrency(0, "trials")
-    with default_environment(_ENVIRONMENT), ray_session(config), watch_disks(config, run):
-        import ray
-
+    with (
+        begin_preflight(config, run, stage.name) as finish_preflight,
+        default_environment(_ENVIRONMENT),
+        ray_session(config),
+        watch_disks(config, run),
+    ):
         install_sigterm()  # Ray installs its own handler when it starts
         available, can_grow = _available()
         device = choose_device_type(config, available.get("GPU", 0.0), can_grow=can_grow)
@@ -89,16 +92,9 @@ def search(
             wanted = {}
         concurrency = choose_concurrency(tune, wanted, available, planned - done)
         job = _describe(config, stage, run, sweep, each, device)
-        # Of several nodes nobody knows which will train, and a process that has met CUDA before Ray gave it a
-        # GPU would not see the right one.
-        started: list[Any] = []
-        if len(ray.nodes()) == 1 and not can_grow and "GPU" not in each:
-            started = start_warm_up(job, concurrency.trials * workers)
-        elif stage.preflight:
-            stage.preflight(config, run)
 
         def prepare() -> None:
-            finish_warm_up(started)
+            finish_preflight()
             begin()
 
         _fit(config, stage, run, sweep, earlier, job, concurrency, prepare, watch)
