@@ -20,7 +20,7 @@ from raystill.checkpoint.retention import apply_retention
 from raystill.checkpoint.store import latest_valid, load_checkpoint, save_checkpoint, step_directory
 from raystill.errors import ConfigError, RemoteError
 from raystill.run.remote import list_folders, object_sizes, open_place
-from raystill.testing.object_storage import object_storage
+from raystill.testing.object_storage import google_storage, object_storage
 
 RULES = RetentionRules(total_steps=400, max_recent=2, min_free_gb=0.0)
 SCRIPT = Path(__file__).with_name("crash_copier.py")
@@ -35,6 +35,19 @@ def bucket() -> Iterator[str]:
 @pytest.fixture
 def copies(bucket: str, tmp_path: Path) -> CheckpointCopies:
     return CheckpointCopies(open_place(f"{bucket}/{uuid.uuid4().hex}"), tmp_path / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def google_bucket() -> Iterator[str]:
+    pytest.importorskip("gcsfs")
+    pytest.importorskip("gcp_storage_emulator")
+    with google_storage() as address:
+        yield address
+
+
+@pytest.fixture
+def google_copies(google_bucket: str, tmp_path: Path) -> CheckpointCopies:
+    return CheckpointCopies(open_place(f"{google_bucket}/{uuid.uuid4().hex}"), tmp_path / "checkpoints")
 
 
 def save(copies: CheckpointCopies, *steps: int) -> None:
@@ -177,3 +190,40 @@ def test_kill_9_at_every_step_leaves_whole_copies_and_the_next_start_makes_up(
         assert object_sizes(step_directory(place, newest or 0)).keys() == (
             {"manifest.json", "model.safetensors", "state.json"} if newest else set()
         )
+
+
+def test_on_google_they_follow_the_rules_come_back_and_go(google_copies: CheckpointCopies) -> None:
+    require_reachable(google_copies.place)
+    for step in (10, 40, 50, 60, 70):
+        save(google_copies, step)
+        assert google_copies.follow(RULES) == (step,)
+    pin(google_copies.directory, 60)
+    save(google_copies, 80, 90)
+    google_copies.follow(RULES)
+    assert folders(google_copies) == [40, 60, 80, 90]  # 40 is a milestone
+    assert google_copies.inspect().whole == (40, 60, 80, 90) and google_copies.inspect().missing == ()
+    local = {path.name: path.read_bytes() for path in step_directory(google_copies.directory, 90).iterdir()}
+    shutil.rmtree(google_copies.directory)
+    assert again(google_copies).fetch_newer() == [] and load_pins(google_copies.directory) == {60}
+    fetched = step_directory(google_copies.directory, 90)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == local
+    again(google_copies).discard()
+    assert folders(google_copies) == [] and object_sizes(google_copies.place) == {}
+
+
+def test_on_google_a_damaged_copy_is_passed_over(google_copies: CheckpointCopies) -> None:
+    """F17, F18."""
+    save(google_copies, 5, 6)
+    google_copies.follow(RULES)
+    (step_directory(google_copies.place, 6) / "model.safetensors").write_bytes(b"torn")
+    assert "model.safetensors" in again(google_copies).inspect().damaged[6]
+    shutil.rmtree(google_copies.directory)
+    notes = again(google_copies).fetch_newer()
+    assert len(notes) == 1 and "copy of step 6 was passed over" in notes[0]
+    assert latest_valid(google_copies.directory).step == 5
+
+
+def test_on_google_a_bucket_that_is_not_there_is_named(google_bucket: str) -> None:
+    with pytest.raises(RemoteError, match="object storage refuses") as caught:
+        require_reachable(open_place("gs://no-such-bucket-anywhere/run/sft"))
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in caught.value.problems[0].fix

@@ -223,13 +223,10 @@ def test_a_stopped_training_job_saves_its_step_and_resume_goes_on_from_there(
 
 def canary_config(root: Path, base_url: str, *, trains: bool) -> dict[str, Any]:
     """A closed teacher whose key every process has in its environment; `trains` goes on to the report."""
-    student = {
-        "tokenizer": str(DEMO_TEACHER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }  # fmt: skip
     training = {
-        "student": student,
-        "train": {"sft": {}},
+        # One that can write already: a student that writes nothing has no evaluation.
+        "student": {"base_model_name": str(DEMO_TEACHER)},
+        "train": {"sft": {"learning_rate": 1e-6}},
         "training": {"steps": 2, "cpus_per_worker": 1, "checkpoint_cleanup": {"min_free_space_gb": 0.0}},
         "evaluation": {"min_samples": 1},
         "export": {"verify_prompts": 0},

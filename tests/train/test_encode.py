@@ -19,6 +19,7 @@ from raystill.store.signal_ids import fold_into_tail
 from raystill.store.store import load_store, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat, load_chat_format
+from raystill.text.token_match import TokenMatch
 from raystill.train.batches import collate
 from raystill.train.encode import (
     RowEncoder,
@@ -29,7 +30,7 @@ from raystill.train.encode import (
 from raystill.train.examples import Example, ExampleSet
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
-from raystill.train.token_match import TokenMatch, match_tokenizers
+from raystill.train.token_match import match_tokenizers
 
 SAME = TokenMatch(same_ids=True, same_template=True)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from raystill.store.store import load_store
+from raystill.text.token_match import TokenMatch
 from raystill.train import encode
 from raystill.train.encode import TrainingData, load_training_data
 from raystill.train.example_cache import load_arrays, save_arrays
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
-from raystill.train.token_match import TokenMatch
 
 SAME = TokenMatch(same_ids=True, same_template=True)
 

@@ -61,10 +61,10 @@ def test_a_token_that_is_missing_is_shown(world: Any, tokenizer_maker: Any) -> N
 
 
 def test_a_completion_that_cannot_be_said_is_left_out(world: Any, tokenizer_maker: Any, rows: Any) -> None:
+    from raystill.text.token_match import TokenMatch
     from raystill.text.vocabulary import MISSING, map_vocabulary
     from raystill.train.encode import RowEncoder
     from raystill.train.settings import resolve_settings
-    from raystill.train.token_match import TokenMatch
 
     config = student_config(world, tokenizer_maker(extra=("ab",)))
     chat = load_chat_format(str(config.student.tokenizer))

@@ -26,10 +26,10 @@ from raystill.store.records import TeacherRow
 from raystill.store.store import TeacherStore, open_store
 from raystill.store.writer import PartWriter
 from raystill.text.chat import ChatFormat, load_chat_format
+from raystill.text.token_match import TokenMatch
 from raystill.train.encode import TrainingData, load_training_data
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings, resolve_settings
-from raystill.train.token_match import TokenMatch
 from raystill.train.tokenise import BATCH_ROWS
 
 RATE_GOAL, CACHE_GOAL = 0.8, 2.0

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from raystill.config.schema import Config
 from raystill.config.signal_source import evaluates_signals
 from raystill.errors import DataError
-from raystill.evaluate.own_tokens import StoredTokens
 from raystill.evaluate.tasks import validate_references
 from raystill.run.paths import RunPaths
 from raystill.store.identity import StoreIdentity
@@ -20,6 +19,7 @@ from raystill.store.scorer import signal_identity
 from raystill.store.store import TeacherStore, load_store
 from raystill.text.prompt_row import Prompt
 from raystill.text.prompt_table import load_prompts
+from raystill.text.token_match import StoredTokens
 
 
 @dataclass(frozen=True)

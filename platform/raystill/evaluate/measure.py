@@ -11,9 +11,10 @@ from raystill.evaluate.agreement import measure_agreement
 from raystill.evaluate.gap import ModelOutputs, score_all
 from raystill.evaluate.generation import GreedySettings, generate_greedy
 from raystill.evaluate.models import Contestant, LoadedModel, load_model
-from raystill.evaluate.own_tokens import StoredTokens, read_in_own_tokens, relate_tokens
+from raystill.evaluate.own_tokens import read_in_own_tokens, relate_tokens
 from raystill.store.records import TeacherRow
 from raystill.text.prompt_row import Prompt
+from raystill.text.token_match import StoredTokens
 
 
 def measure_contestant(

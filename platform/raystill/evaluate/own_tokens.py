@@ -23,39 +23,20 @@ from raystill.store.records import TeacherRow, TopKSignal
 from raystill.store.signal_ids import fold_into_tail
 from raystill.text.answer_ids import encode_answer
 from raystill.text.chat import ChatFormat, generation_eos_token_ids
-from raystill.text.tokenizer import (
-    chat_template_sha256,
-    compare_tokenizers,
-    load_tokenizer,
-    tokenizer_sha256,
-)
+from raystill.text.token_match import StoredTokens, TokenDifference, TokenMatch, match_stored
 from raystill.text.tool_schema import offer_tools
-from raystill.text.vocabulary import MISSING, VocabularyMap, map_vocabulary
+from raystill.text.vocabulary import MISSING, VocabularyMap
 
 _Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class StoredTokens:
-    """Whose tokens stored rows are in, and whose template rendered their prompts; "" where they are text."""
-
-    tokenizer_sha256: str
-    chat_template_sha256: str
-
-
-@dataclass(frozen=True)
 class OwnTokens:
-    """How a model's tokens relate to the stored ones.
-
-    `same_ids`: stored ids mean the same to it; `translation`, where there is one, says them in its numbers.
-    `same_template`: its own template renders the prompts as they are stored. `vocab_size` counts its logits.
-    """
+    """A model's chat format, how many logits it has, and how its tokens relate to the stored ones."""
 
     chat: ChatFormat
     vocab_size: int
-    same_ids: bool = False
-    same_template: bool = False
-    translation: VocabularyMap | None = None
+    match: TokenMatch
 
 
 def relate_tokens(
@@ -67,25 +48,10 @@ def relate_tokens(
     """
     chat = ChatFormat(tokenizer, generation_eos_token_ids(str(directory.resolve())))
     chat = offer_tools(chat, config.teacher.base.tool_schema)
-    same_template = (chat_template_sha256(tokenizer) or "") == stored.chat_template_sha256
-    if not stored.tokenizer_sha256:
-        return OwnTokens(chat, vocab_size)
-    if tokenizer_sha256(tokenizer) == stored.tokenizer_sha256:
-        return OwnTokens(chat, vocab_size, same_ids=True, same_template=same_template)
-    if config.teacher.open is None:
-        return OwnTokens(chat, vocab_size)
-    model, options = config.teacher.open.model, config.teacher.open.tokenizer
-    teacher = load_tokenizer(model.name, model.revision, model.trust_remote_code, options.use_fast)
-    if tokenizer_sha256(teacher) != stored.tokenizer_sha256:
-        return OwnTokens(chat, vocab_size)
-    if compare_tokenizers(teacher, tokenizer).compatible:
-        return OwnTokens(chat, vocab_size, same_ids=True, same_template=same_template)
-    translation = map_vocabulary(teacher, tokenizer)
-    if not translation.is_complete:
-        return OwnTokens(chat, vocab_size)
-    if teacher.eos_token_id is not None:
-        translation = translation.with_pair(int(teacher.eos_token_id), chat.turn_end_id)
-    return OwnTokens(chat, vocab_size, same_ids=True, translation=translation)
+    found = match_stored(stored, chat, config.teacher.open, translates=True)
+    if isinstance(found, TokenDifference):
+        found = TokenMatch(same_ids=False, same_template=found.same_template)
+    return OwnTokens(chat, vocab_size, found)
 
 
 def read_in_own_tokens(rows: Sequence[TeacherRow], own: OwnTokens) -> list[TeacherRow]:
@@ -99,7 +65,7 @@ def read_in_own_tokens(rows: Sequence[TeacherRow], own: OwnTokens) -> list[Teach
 
 def _read(row: TeacherRow, own: OwnTokens) -> TeacherRow:
     answer = _keep_answer(row, own)
-    if answer is not None and own.same_template:
+    if answer is not None and own.match.same_template:
         return answer
     messages = json.loads(row.messages)
     if answer is not None:
@@ -113,12 +79,12 @@ def _read(row: TeacherRow, own: OwnTokens) -> TeacherRow:
 
 def _keep_answer(row: TeacherRow, own: OwnTokens) -> TeacherRow | None:
     """The row with its answer's ids in the model's numbers; None where it has none, or none for all of it."""
-    if not own.same_ids or not len(row.prompt_token_ids) or not len(row.completion_token_ids):
+    if not own.match.same_ids or not len(row.prompt_token_ids) or not len(row.completion_token_ids):
         return None
     signal, ids = row.signal, row.completion_token_ids
-    if own.translation is not None:
-        ids = own.translation.translate(ids)
-        signal = None if signal is None else _translate(signal, own.translation)
+    if own.match.translation is not None:
+        ids = own.match.translation.translate(ids)
+        signal = None if signal is None else _translate(signal, own.match.translation)
     if int(ids.max()) == MISSING:
         return None
     signal = None if signal is None else fold_into_tail(signal, own.vocab_size)

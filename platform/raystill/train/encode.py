@@ -25,6 +25,7 @@ from raystill.store.tier_records import HiddenSignal, SampledSignal
 from raystill.text.answer_ids import encode_answer
 from raystill.text.assistant_turns import find_assistant_turns
 from raystill.text.chat import ChatFormat
+from raystill.text.token_match import TokenMatch
 from raystill.text.tokenizer import chat_template_sha256, tokenizer_sha256
 from raystill.text.vocabulary import MISSING
 from raystill.train.example_cache import VERSION, load_arrays, save_arrays
@@ -34,7 +35,6 @@ from raystill.train.row_lengths import RowLengths
 from raystill.train.selection import TrainingRows
 from raystill.train.settings import TrainSettings
 from raystill.train.signal_arrays import cut_signal, fit_signal, ids_of, rename_ids
-from raystill.train.token_match import TokenMatch
 from raystill.train.tokenise import TextRow, iter_tokenised
 
 _COMPLETE = "stop"

@@ -6,11 +6,9 @@ started again and resumes from the newest verified checkpoint.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from raystill.config.schema import Config
 from raystill.config.signal_source import teacher_resources
 from raystill.config.worker_range import worker_range
 from raystill.errors import EnvironmentFault, PreemptionFault, RaystillError
+from raystill.run.environment import default_environment
 from raystill.run.events import EventLog
 from raystill.run.paths import RunPaths
 from raystill.run.publish import write_json
@@ -116,7 +115,8 @@ def _train_once(
     require_resources(config, scaling, resources, beside)
     attempts = paths.ray_attempts(stage).absolute()
     least, most = worker_range(config.training)
-    with _environment(watch_preemption=joined), fresh_attempt(attempts) as name:
+    wanted = _ENVIRONMENT | {_PREEMPTION_WATCHER: str(int(joined))}
+    with default_environment(wanted), fresh_attempt(attempts) as name:
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=_loop_config(config, paths, stage, device),
@@ -251,19 +251,6 @@ def _own_error(error: Exception) -> RaystillError | None:
 def _causes(error: Exception) -> list[Exception]:
     failures = getattr(error, "worker_failures", {})
     return [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-
-
-@contextmanager
-def _environment(*, watch_preemption: bool) -> Iterator[None]:
-    """Ray Train's settings, read from the driver's environment; the user's own values win."""
-    wanted = {**_ENVIRONMENT, _PREEMPTION_WATCHER: str(int(watch_preemption))}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 class MetricsTail:

@@ -18,6 +18,7 @@ from raystill.config.schema import Config
 from raystill.config.tune import TuneSection
 from raystill.config.worker_range import worker_range
 from raystill.errors import DiskFault, EnvironmentFault
+from raystill.run.environment import default_environment
 from raystill.run.interrupts import install_sigterm
 from raystill.run.paths import RunPaths, StageName
 from raystill.run.publish import discard_directory, make_directory
@@ -41,6 +42,7 @@ _STOP_SECONDS = 20.0
 # Answers about a sweep while it runs: its trials as they are on disk.
 Watch = Callable[[list[TrialRecord], Concurrency], None]
 
+# Ray's settings for a sweep, read from the driver's environment.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -73,7 +75,7 @@ def search(
     done = sum(record.outcome != "unfinished" for record in earlier)
     if done >= planned:
         return Concurrency(0, "trials")
-    with _environment(), ray_session(config), watch_disks(config, run):
+    with default_environment(_ENVIRONMENT), ray_session(config), watch_disks(config, run):
         import ray
 
         install_sigterm()  # Ray installs its own handler when it starts
@@ -234,15 +236,3 @@ def _ray_storage(sweep: SweepPaths) -> Iterator[Path]:
         yield sweep.ray.absolute()
     finally:
         discard_directory(sweep.ray)
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Ray's settings for a sweep, read from the driver's environment; the user's own values win."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
