@@ -54,6 +54,13 @@ class NodeNetwork:
         self.started.append(process)
         return process
 
+    def printed(self) -> str:
+        """What everything on all nodes printed."""
+        return "\n".join(
+            f"{path.name}: {path.read_text(encoding='utf-8', errors='replace')}"
+            for path in sorted(self.folder.glob("printed-*"))
+        )
+
 
 def why_not() -> str:
     """Why this machine can't have such nodes; empty if it can."""
@@ -103,26 +110,28 @@ def _start_ray(network: NodeNetwork) -> None:
     """Start a head and the nodes; returns once all of them are there."""
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=80000000"]
     ray += ["--min-worker-port=0", "--max-worker-port=0"]
-    network.spawn(
-        0,
-        [*ray, "--head", f"--port={PORT}", f"--node-ip-address={NETWORK}.1", "--num-cpus=0",
-         f"--temp-dir={network.folder}", "--include-dashboard=false"],
-    )  # fmt: skip
+    # A folder for each: nodes that start at once in one folder choose the same names for their sockets.
+    own = [
+        [f"--node-ip-address={NETWORK}.{position + 1}", f"--temp-dir={network.folder / str(position)}"]
+        for position in range(len(network.names))
+    ]
+    network.spawn(0, [*ray, *own[0], "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"])
     probe = f"import socket; socket.create_connection(('{NETWORK}.1', {PORT}), timeout=5)"
     deadline = time.monotonic() + PATIENCE_SECONDS
     while network.spawn(0, [sys.executable, "-c", probe]).wait():
         if time.monotonic() > deadline:
-            raise TimeoutError((network.folder / "printed-0").read_text(encoding="utf-8"))
+            raise TimeoutError(network.printed())
         time.sleep(0.5)
     for position in range(1, len(network.names)):
-        network.spawn(
-            position,
-            [*ray, f"--address={network.address}", f"--node-ip-address={NETWORK}.{position + 1}",
-             "--num-cpus=1"],
-        )  # fmt: skip
+        network.spawn(position, [*ray, *own[position], f"--address={network.address}", "--num-cpus=1"])
     counting = COUNT.format(address=network.address, nodes=len(network.names))
-    if network.spawn(0, [sys.executable, "-c", counting]).wait(timeout=PATIENCE_SECONDS):
-        raise RuntimeError((network.folder / "printed-0").read_text(encoding="utf-8"))
+    counter = network.spawn(0, [sys.executable, "-c", counting])
+    try:
+        counter.wait(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(network.printed()) from error
+    if counter.returncode:
+        raise RuntimeError(network.printed())
 
 
 def _end(network: NodeNetwork) -> None:

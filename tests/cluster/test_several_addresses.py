@@ -60,7 +60,7 @@ def test_two_nodes_generate_and_train_together(tmp_path: Path) -> None:
         command = [sys.executable, "-P", "-m", "raystill.cli.main", "run", "--config", str(file)]
         driver = network.spawn(0, [*command, "--until", "distill"])
         driver.wait(timeout=400)
-        assert driver.returncode == 0, (network.folder / "printed-0").read_text(encoding="utf-8")
+        assert driver.returncode == 0, network.printed()
     generated = load_manifest(tmp_path / "runs" / "apart" / "generate")
     trained = load_manifest(tmp_path / "runs" / "apart" / "distill")
     assert generated is not None and generated.counts["done"] == 60
