@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
@@ -21,6 +21,7 @@ from raystill.cluster.plan import Plan, compute_plan
 from raystill.cluster.rates import remember_rate
 from raystill.cluster.run_session import RunSession
 from raystill.config.loaded import LoadedConfig
+from raystill.config.node_labels import is_cluster_joined
 from raystill.config.schema import Config
 from raystill.config.support import require_supported
 from raystill.config.yaml_text import render_config
@@ -321,6 +322,9 @@ def _run_one(
     observer: Observer,
     later: Sequence[StageName] = (),
 ) -> StepResult:
+    prepare: Callable[[], None] | None = partial(ray.start, stage.name, later) if stage.needs_ray else None
+    if stage.loads_models and is_cluster_joined(config):
+        prepare, stage = ray.start, replace(stage, body=partial(ray.place, stage))
     outcome = execute(
         stage,
         config,
@@ -328,7 +332,7 @@ def _run_one(
         fresh=how.fresh,
         accept_new_data=how.accept_new_data,
         on_event=ray.event,
-        before_work=partial(ray.start, stage.name, later) if stage.needs_ray else None,
+        before_work=prepare,
     )
     manifest = outcome.manifest
     return StepResult(stage.name, outcome.skipped, manifest.seconds, manifest.counts, manifest.metrics)

@@ -1,5 +1,5 @@
-"""Generation and training on a cluster that begins without CPUs: nodes come, all are killed in the middle of
-either, nothing is lost, and all go.
+"""A run on a cluster that begins without CPUs: nodes come, all are killed in mid-generation and again in
+mid-training, nothing is lost, a node evaluates and exports, and all go.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def write_config(folder: Path, address: str) -> Path:
             "cpus_per_worker": 1, "checkpoint_cleanup": {"min_free_space_gb": 0.0},
         },
         "train": {"distillation": {"init": "student", "per_device_train_batch_size": 4}},
+        "evaluation": {"min_samples": 4},
+        "export": {"verify_prompts": 0},
     }  # fmt: skip
     path = folder / "run.json"
     path.write_text(json.dumps(values), encoding="utf-8")
@@ -90,7 +92,7 @@ def lose_the_nodes(cluster: GrowingCluster, run: subprocess.Popen[bytes], reache
     wait_until(lambda: set(cluster.raylets()) - lost, "nodes in the place of those that were killed")
 
 
-@pytest.mark.parametrize("until", ["generate", pytest.param("distill", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("until", ["generate", pytest.param("export", marks=pytest.mark.soak)])
 def test_nodes_come_are_lost_and_replaced_and_go(tmp_path: Path, until: StageName) -> None:
     log, root = tmp_path / "run.log", tmp_path / "runs" / "grown"
     paths = RunPaths(root, store=root / "teacher_store")
@@ -107,7 +109,7 @@ def test_nodes_come_are_lost_and_replaced_and_go(tmp_path: Path, until: StageNam
         run = raystill(cluster, log, "run", "--config", config, "--until", until)
         lose_the_nodes(cluster, run, lambda: any(paths.store.rglob("*.parquet")))
         reached = 0
-        if until == "distill":  # two workers on two nodes of one CPU: the teacher's have given theirs back
+        if until == "export":  # two workers on two nodes of one CPU: the teacher's have given theirs back
             saved = paths.checkpoints("distill")
             lose_the_nodes(cluster, run, lambda: len(list_checkpoints(saved)) >= 2)
             reached = latest_valid(saved).step or 0
@@ -116,8 +118,11 @@ def test_nodes_come_are_lost_and_replaced_and_go(tmp_path: Path, until: StageNam
         wait_until(lambda: not cluster.raylets(), "idle nodes to leave")
     generated = load_manifest(paths.stage_dir("generate"))
     assert generated is not None and generated.counts["done"] == NUM_PROMPTS, generated
-    if until == "distill":
+    if until == "export":
         require_every_step(paths, reached)
+        events = [json.loads(line) for line in paths.run_log.read_text(encoding="utf-8").splitlines()]
+        moved = [event["stage"] for event in events if "on another node" in event.get("message", "")]
+        assert moved == ["evaluate", "export"] and load_manifest(paths.stage_dir("export")) is not None
 
 
 def require_every_step(paths: RunPaths, reached: int) -> None:

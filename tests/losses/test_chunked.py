@@ -314,6 +314,25 @@ def test_equals_the_naive_loss_and_its_gradients(terms: LossTerms, chunk_rows: i
     assert loss.sum.requires_grad and not any(value.requires_grad for value in loss.metrics.values())
 
 
+@pytest.mark.parametrize("signal", ["topk", "larger", "none"])
+def test_targets_that_were_likeliest_are_counted_and_change_nothing(signal: str) -> None:
+    hidden, weight, bias, targets, _ = make_problem()
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    teacher = make_signals().get(signal)
+    terms = LossTerms(0.3, 0.7) if teacher is not None else LossTerms(1.0, 0.0)
+    best = (hidden @ weight.T + bias).argmax(-1)
+    targets[:7] = best[:7]
+    common = {"teacher": teacher, "bias_V": bias, "chunk_rows": 4}
+    counted = chunked_loss(hidden, weight, targets, terms, counts_right=True, **common)  # type: ignore[arg-type]
+    assert float(counted.metrics["right"]) == float((targets == best).sum()) >= 7
+    plain = chunked_loss(hidden, weight, targets, terms, **common)  # type: ignore[arg-type]
+    assert torch.equal(counted.sum, plain.sum) and "right" not in plain.metrics
+    for one, other in zip(
+        *(torch.autograd.grad(x.sum, (hidden, weight)) for x in (counted, plain)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("terms", TERMS)
 def test_gradcheck(terms: LossTerms) -> None:
     hidden, weight, bias, targets, teacher = make_problem(seed=1)

@@ -133,16 +133,17 @@ def _kill_and_go_on(side: str, config: Path, sizes: KillSizes) -> float:
     """Seconds from the kill of a process that has gone on for a while to a step that it had not taken."""
     paths = RunPaths.from_config(load_config([config]).config)
     file = progress_file(config) if side == PEER else paths.training_metrics("distill")
-    wanted = kill_step(_last_step(file), sizes)
+    wanted = kill_step(last_step(file), sizes)
     with _started(side, config) as child:
-        _wait_until(lambda: _last_step(file) >= wanted, child, config)
-    started, done = time.monotonic(), _last_step(file)
+        _wait_until(lambda: last_step(file) >= wanted, child, config)
+    started, done = time.monotonic(), last_step(file)
     with _started(side, config) as child:
-        _wait_until(lambda: _last_step(file) > done, child, config)
+        _wait_until(lambda: last_step(file) > done, child, config)
         return time.monotonic() - started
 
 
-def _last_step(file: Path) -> int:
+def last_step(file: Path) -> int:
+    """The newest step of a file like metrics.jsonl; 0 without one."""
     return max((int(line["step"]) for line in iter_metrics(file)), default=0)
 
 

@@ -27,6 +27,7 @@ BENCHES = {
     "kd-step": "raystill.bench.kd_step",
     "data": "raystill.bench.data",
     "sweep": "raystill.bench.sweep",
+    "cluster": "raystill.bench.cluster",
 }
 _OLD_NAMES = {"generation": "generate"}
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(BENCHES)}, or all.")]

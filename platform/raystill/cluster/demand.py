@@ -79,6 +79,10 @@ def stage_demand(config: Config, stage: StageName, device: str) -> Demand | None
         beside = teacher_resources(config, on_gpu=gpu) if stage == "distill" else {}
         labels = node_labels(config, stage)
         return Demand(stage, "training worker", least, most, each, "training.num_workers", beside, labels)
+    if stage in ("evaluate", "export") and is_cluster_joined(config):
+        each = {"CPU": float(config.training.cpus_per_worker or 1)} | ({"GPU": 1.0} if gpu else {})
+        labels = node_labels(config, stage)
+        return Demand(stage, "process", 1, 1, each, "training.cpus_per_worker", labels=labels)
     return None
 
 

@@ -13,6 +13,7 @@ from raystill.config.schema import Config
 from raystill.run.events import EventLog, EventName
 from raystill.run.interrupts import install_sigterm
 from raystill.run.paths import RunPaths, StageName
+from raystill.run.stage import Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
     from raystill.cluster.demand import Demand
@@ -52,6 +53,21 @@ class RunSession:
         demand = None if stage is None else require_capacity(self._config, stage)
         if demand is not None and is_cluster_joined(self._config):
             self._watch_nodes(demand)
+
+    def place(self, stage: Stage, context: StageContext) -> StageResult:
+        """Run the body of a stage that loads models: here, or where the cluster joined has what it takes.
+
+        Raises as the body does; EnvironmentFault where no node can ever have it.
+        """
+        from raystill.cluster.demand import require_capacity
+        from raystill.cluster.stage_task import fits_here, run_as_task
+
+        demand = require_capacity(self._config, stage.name)
+        if demand is None or fits_here(demand):
+            return stage.body(context)
+        self._watch_nodes(demand)
+        context.events.emit("note", message=f"runs on another node of the cluster: {demand.describe()}")
+        return run_as_task(stage.body, context, demand)
 
     def _watch_nodes(self, demand: Demand) -> None:
         """Let the log say when a stage has fewer nodes than it needs."""

@@ -73,7 +73,9 @@ class ClusterSection(Section):
         "any node. A local Ray pays no heed.",
     )
     training_labels: NodeLabels | None = Field(
-        None, description="The same for training workers and trials, such as {market-type: on-demand}."
+        None,
+        description="The same for training workers and trials, such as {market-type: on-demand}; also for "
+        "evaluation and export where the driver's own node can't run them.",
     )
 
 

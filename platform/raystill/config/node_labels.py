@@ -6,7 +6,7 @@ import os
 
 from raystill.config.schema import Config
 
-_TRAINING = ("sft", "distill")
+_TRAINING = ("sft", "distill", "evaluate", "export")
 
 
 def is_cluster_joined(config: Config) -> bool:

@@ -24,6 +24,7 @@ from raystill.config.models import AssistantSection, StudentSection
 from raystill.config.output import EvaluationSection, ExportSection
 from raystill.config.section import Section, not_yet
 from raystill.config.teacher import TeacherSection
+from raystill.config.trackers import TrackersSection
 from raystill.config.training import TrainSection
 from raystill.config.tune import TuneSection
 
@@ -55,6 +56,7 @@ class Config(Section):
     judge: dict[str, Any] | None = not_yet(None, "Judge training.")
     drafter: dict[str, Any] | None = not_yet(None, "Drafter training.")
     qat: dict[str, Any] | None = not_yet(None, "Quantisation-aware training.")
+    trackers: TrackersSection = Field(default_factory=TrackersSection)
     tune: TuneSection | None = None
     hardware_profiles: dict[str, Any] | None = not_yet(None, "Targets per machine.")
     tracing: dict[str, Any] | None = not_yet(None, "Experiment tracking.")

@@ -156,4 +156,5 @@ STAGE = Stage(
     ),
     inputs=required_stages,
     body=run_evaluation,
+    loads_models=True,
 )

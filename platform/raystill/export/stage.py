@@ -211,6 +211,7 @@ STAGE = Stage(
     ),
     inputs=required_stages,
     body=run_export,
+    loads_models=True,
     preflight=validate_copy_target,
     foresee=validate_copy_target,
 )

@@ -51,13 +51,15 @@ class _Inputs:
     chunk_rows: int
     matmul_dtype: torch.dtype
     with_gradients: bool
+    counts_right: bool
 
 
 @dataclass
 class _Outputs:
-    """What a pass accumulates: sums over rows (ce, kd, and both weighted), and gradients where wanted."""
+    """What a pass accumulates: sums over rows (ce, kd, both weighted, and 1 where no token beats the
+    target), and gradients where wanted."""
 
-    sums_4: Tensor
+    sums_5: Tensor
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
     bias_V: Tensor | None
@@ -65,10 +67,10 @@ class _Outputs:
     @property
     def dtype(self) -> torch.dtype:
         """The type that sums and logits are computed in."""
-        return self.sums_4.dtype
+        return self.sums_5.dtype
 
 
-def chunked_loss(
+def chunked_loss(  # noqa: PLR0913 - one call, one pass
     hidden_ND: Tensor,
     weight_VD: Tensor,
     target_ids_N: Tensor,
@@ -78,6 +80,7 @@ def chunked_loss(
     bias_V: Tensor | None = None,
     weights_N: Tensor | None = None,
     chunk_rows: int | None = None,
+    counts_right: bool = False,
 ) -> Loss:
     """Sum over rows of ce_weight * CE + kl_weight * T^2 * KD, differentiable in hidden, weight and bias.
 
@@ -85,7 +88,8 @@ def chunked_loss(
     With kl_weight 0 the teacher isn't looked at, so the result equals plain CE bit for bit. Matrix products
     run in the autocast type where autocast is on; everything else in float32 (float64 inputs stay float64).
     Metrics, detached sums: `ce` and, with a teacher, `kd_kl` (already times T^2), both raw, and
-    `ce_weighted` and `kd_weighted` as they enter the loss.
+    `ce_weighted` and `kd_weighted` as they enter the loss; with `counts_right`, which takes one more look at
+    the logits, `right`: rows where no token is likelier than the target.
     """
     used_teacher = teacher if terms.uses_teacher else None
     if used_teacher is None and terms.uses_teacher:
@@ -101,12 +105,15 @@ def chunked_loss(
         chunk_rows=chunk_rows or choose_chunk_rows(weight_VD.shape[0], hidden_ND.device.type),
         matmul_dtype=_matmul_dtype(hidden_ND),
         with_gradients=torch.is_grad_enabled(),
+        counts_right=counts_right,
     )
-    loss, sums_4 = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, inputs)  # type: ignore[no-untyped-call]
-    ce, kd, ce_weighted, kd_weighted = sums_4.unbind()
+    loss, sums_5 = _ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, inputs)  # type: ignore[no-untyped-call]
+    ce, kd, ce_weighted, kd_weighted, right = sums_5.unbind()
     metrics = {"ce": ce, "ce_weighted": ce_weighted}
     if used_teacher is not None:
         metrics |= {"kd_kl": kd, "kd_weighted": kd_weighted}
+    if counts_right:
+        metrics["right"] = right
     return Loss(loss, int(target_ids_N.shape[0]), metrics)
 
 
@@ -119,8 +126,8 @@ class _ChunkedLoss(torch.autograd.Function):
         outputs = _run(inputs, ctx.wanted)
         ctx.gradients = (outputs.hidden_ND, outputs.weight_VD, outputs.bias_V)
         ctx.types = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
-        ctx.mark_non_differentiable(outputs.sums_4)
-        return outputs.sums_4[2:].sum(), outputs.sums_4
+        ctx.mark_non_differentiable(outputs.sums_5)
+        return outputs.sums_5[2:4].sum(), outputs.sums_5
 
     @staticmethod
     @once_differentiable
@@ -143,7 +150,7 @@ def _run(inputs: _Inputs, wanted: tuple[bool, bool, bool]) -> _Outputs:
     weight_VD, bias_V = inputs.weight_VD, inputs.bias_V
     has_rows = inputs.hidden_ND.shape[0] > 0
     outputs = _Outputs(
-        sums_4=torch.zeros(4, dtype=dtype, device=weight_VD.device),
+        sums_5=torch.zeros(5, dtype=dtype, device=weight_VD.device),
         hidden_ND=torch.empty_like(inputs.hidden_ND) if want_hidden else None,
         # The first chunk fills it.
         weight_VD=(torch.empty_like if has_rows else torch.zeros_like)(weight_VD, dtype=dtype)
@@ -193,23 +200,26 @@ def _run_block(
     teacher = None if inputs.teacher is None else inputs.teacher.rows(first, last)
     weights_R = None if inputs.weights_N is None else inputs.weights_N[first:last].to(outputs.dtype)
     targets_R, flag = inputs.target_ids_N[first:last], inputs.with_gradients
+    if inputs.counts_right:  # before the logits' memory is used for their gradient
+        own_R = exact_RV.gather(1, targets_R.unsqueeze(-1)).squeeze(-1)
+        outputs.sums_5[4] += (own_R == exact_RV.amax(dim=-1)).sum()
     if isinstance(teacher, WholeTeacher):
         assert taught_RM is not None
         known_RM = finish_logits_(taught_RM, teacher, outputs.dtype)
         found = dense_row_loss_(exact_RV, targets_R, known_RM, inputs.terms, weights_R, with_gradient=flag)
     else:
         found = coarse_row_loss_(exact_RV, targets_R, teacher, inputs.terms, weights_R, with_gradient=flag)
-    _add_sums(outputs.sums_4, found)
+    _add_sums(outputs.sums_5, found)
     if found.gradient_NV is not None and logits_RV.dtype != outputs.dtype:
         logits_RV.copy_(found.gradient_NV)
 
 
-def _add_sums(sums_4: Tensor, found: RowLoss) -> None:
-    sums_4[0] += found.ce_N.sum()
-    sums_4[2] += (found.ce_N * found.ce_weight).sum()
+def _add_sums(sums_5: Tensor, found: RowLoss) -> None:
+    sums_5[0] += found.ce_N.sum()
+    sums_5[2] += (found.ce_N * found.ce_weight).sum()
     if found.kd_N is not None:
-        sums_4[1] += found.kd_N.sum()
-        sums_4[3] += (found.kd_N * found.kl_weight).sum()
+        sums_5[1] += found.kd_N.sum()
+        sums_5[3] += (found.kd_N * found.kl_weight).sum()
 
 
 def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -72,6 +72,9 @@ class Stage:
     to be wrong before the stages before this one have run: it looks at the configuration and at what that
     names, never at their output.
 
+    The body of a stage that `loads_models` does so in its own process: on a cluster, where the driver's node
+    can't do that, in one of a worker node.
+
     A stage that `grows` does only what is missing when its inputs have changed, so `execute` can be told to
     accept that; `fixed_inputs` are the external ones where it can't. `describe_new_data` says, in lines for
     the user, what changed inputs would change. `discard` removes what the stage keeps outside of its
@@ -83,6 +86,7 @@ class Stage:
     inputs: Callable[[Config], tuple[StageName, ...]]
     body: Callable[[StageContext], StageResult]
     needs_ray: bool = False
+    loads_models: bool = False
     external_inputs: Callable[[Config], dict[str, str]] | None = None
     preflight: Callable[[Config, RunPaths], None] | None = None
     foresee: Callable[[Config, RunPaths], None] | None = None

@@ -115,12 +115,21 @@ def assemble(job: TrainJob, group: WorkerGroup) -> TrainRun:
         data_fingerprint=fingerprint_data(data.train),
         planner=planner,
         source=source,
-        objective=build_objective(
-            settings.terms, source.signals, source.alignment, settings.source_weights, source.announce
-        ),
+        objective=_choose_objective(job.config, settings, source),
         state=state,
         clock=clock,
         notes=notes,
+    )
+
+
+def _choose_objective(config: Config, settings: TrainSettings, source: SignalSource) -> Objective:
+    return build_objective(
+        settings.terms,
+        source.signals,
+        source.alignment,
+        settings.source_weights,
+        source.announce,
+        counts_right=config.trackers.trl_names,
     )
 
 

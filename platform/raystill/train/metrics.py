@@ -22,13 +22,15 @@ from raystill.run.publish import publish_file
 
 _ALIGNMENT = ("hidden", "hidden_weighted")
 TERM_NAMES = ("ce", "kd_kl", "ce_weighted", "kd_weighted", *_ALIGNMENT)
-SUM_NAMES = ("loss", *TERM_NAMES, "tokens", "real", "raw", "squares")
+_SUMMED = (*TERM_NAMES, "right")
+SUM_NAMES = ("loss", *_SUMMED, "tokens", "real", "raw", "squares")
 
 
 class Totals:
     """Sums over micro-batches, on the device and without waiting for it, in the order of `SUM_NAMES` (S):
 
-    the loss, its terms, tokens that carry loss, real positions, computed positions, squares of row lengths.
+    the loss, its terms, targets than which no token was likelier (where they are counted), tokens that carry
+    loss, real positions, computed positions, squares of row lengths.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +39,7 @@ class Totals:
     def add(self, loss: Loss, num_real_tokens: int, num_raw_tokens: int, sum_squares: int = 0) -> None:
         """Add one micro-batch."""
         zero = loss.sum.new_zeros(())
-        terms = [loss.sum.detach(), *(loss.metrics.get(name, zero) for name in TERM_NAMES)]
+        terms = [loss.sum.detach(), *(loss.metrics.get(name, zero) for name in _SUMMED)]
         self.sums_S[: len(terms)] += torch.stack(terms)
         counts = torch.tensor(
             [loss.num_tokens, num_real_tokens, num_raw_tokens, sum_squares], dtype=torch.float64

@@ -59,7 +59,7 @@ class Objective:
     `signals` gives a batch its teacher; by default the one that it holds already. `announce` is told of the
     batch before the student's forward pass, where a KD term is to come. `alignment`, where there is
     one, adds its term. `source_weights` multiply all terms on tokens of rows from a source; 1 where it isn't
-    named.
+    named. With `counts_right` the loss has the metric of that name.
     """
 
     schedule: ScheduledTerms
@@ -67,6 +67,7 @@ class Objective:
     alignment: Alignment | None = None
     source_weights: Mapping[str, float] = field(default_factory=dict)
     announce: Callable[[Batch], None] = announce_nothing
+    counts_right: bool = False
 
     def expect(self, batch: Batch, terms: LossTerms | None = None) -> None:
         """Say that the loss of `batch` by `terms` is asked for next."""
@@ -86,6 +87,7 @@ class Objective:
             teacher=teacher,
             bias_V=head.bias_V,
             weights_N=weights_N,
+            counts_right=self.counts_right,
         )
         if self.alignment is None:
             return loss
@@ -105,9 +107,10 @@ def build_objective(
     alignment: Alignment | None = None,
     source_weights: Mapping[str, float] | None = None,
     announce: Callable[[Batch], None] = announce_nothing,
+    counts_right: bool = False,
 ) -> Objective:
     """The objective of a stage whose terms are `schedule`."""
-    return Objective(schedule, signals, alignment, source_weights or {}, announce)
+    return Objective(schedule, signals, alignment, source_weights or {}, announce, counts_right)
 
 
 def token_weights(batch: Batch, source_weights: Mapping[str, float]) -> Tensor | None:

@@ -30,12 +30,16 @@ _OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class Counters:
-    """What happened on the way; part of every checkpoint."""
+    """What happened on the way; part of every checkpoint.
+
+    `tokens` carried loss in steps that were taken, `positions` were computed in any, padding aside.
+    """
 
     nonfinite_steps: int = 0
     nonfinite_streak: int = 0
     masked_steps: int = 0
     tokens: int = 0
+    positions: int = 0
     spike_steps: int = 0
     spike_streak: int = 0
     recent_norms: list[float] = field(default_factory=list)

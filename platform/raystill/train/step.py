@@ -105,6 +105,7 @@ def _update(
     norm = torch.where(torch.isfinite(totals.sums_S[0]), norm, torch.nan)
     # The one place of a step that waits for the device.
     sums = named_sums(totals.sums_S)
+    state.counters.positions += int(sums["real"])
     grad_norm = float(norm)
     taken = _is_taken(state, grad_norm, settings)
     if taken:

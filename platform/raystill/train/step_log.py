@@ -12,6 +12,7 @@ from raystill.train.memory import peak_memory_gb
 from raystill.train.metrics import append_metrics, named_sums, summarise_window
 from raystill.train.step import StepResult
 from raystill.train.trackers import BackgroundTracker, TrackedRun, default_experiment, open_tracker
+from raystill.train.trl_names import name_as_trl
 
 
 class StepLog:
@@ -59,6 +60,8 @@ class StepLog:
             "total_steps": state.total_steps,
         }
         values |= run.source.metrics()
+        if run.job.config.trackers.trl_names:
+            values |= name_as_trl(values, named_sums(state.window_sums_S), counters.positions)
         state.window_sums_S.zero_()
         self._here_S.zero_()
         return self._append(values)

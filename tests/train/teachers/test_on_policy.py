@@ -61,6 +61,7 @@ def on_policy(world: Any, name: str = "run", **rollouts: Any) -> Any:
         train={"distillation": {"teacher": teacher}},
         losses={"kl_weight": 1.0, "ce_weight": 0.0, "divergence": "reverse_kl"},
         training={"steps": 6, "save_every": 2, "log_every": 1},
+        trackers={"trl_names": True},
     )
 
 
@@ -88,6 +89,7 @@ def test_a_run_stopped_inside_a_window_ends_byte_equal(judged: Any) -> None:
         if "rollout/tokens" in line:
             assert 1.0 <= line["rollout/tokens"] <= 8.0
             assert 0.0 <= line["rollout/ended"] <= 1.0
+            assert line["completions/clipped_ratio"] == 1.0 - line["rollout/ended"]
     assert any(line.get("time/rollout", 0.0) > 0 for line in judged.metrics(whole))
     stale = [line["rollout/staleness"] for line in judged.metrics(whole) if "rollout/staleness" in line]
     assert stale == [0, 1, 2, 3, 0, 1]
