@@ -14,7 +14,7 @@ from raystill.bench.cluster_submit import PRINTING, first_event, part_times
 def test_every_figure_stands_beside_the_least_that_ray_takes() -> None:
     jobs = {OURS: {"first_words_s": [9.0, 8.0, 10.0], "first_row_s": [20.0, 22.0, 24.0]},
             PRINTING: {"first_words_s": [4.0, 5.0, 3.0]}}  # fmt: skip
-    words, row = compare("job on a fresh head", jobs)
+    words, row = compare("job on a head that is there", jobs)
     assert (words.ours, words.peer, words.ratio, words.met) == (9.0, 4.0, 2.25, True)
     assert (row.ours, row.peer, row.peer_name) == (22.0, 4.0, PRINTING)
     grown = {"first_node_s": [6.0], "first_row_s": [12.0], "next_row_s": [30.0], "drain_s": [8.0]}
@@ -25,8 +25,8 @@ def test_every_figure_stands_beside_the_least_that_ray_takes() -> None:
     assert step.metric == "kill -9 to the next new step, s" and step.ratio == 2.0
 
 
-def test_quick_takes_one_round_and_trains_nothing() -> None:
-    assert (QUICK.rounds, QUICK.trains) == (1, False) and Sizes().rounds == 3 and Sizes().trains
+def test_quick_takes_one_round_and_kills_nothing() -> None:
+    assert (QUICK.rounds, QUICK.kills) == (1, False) and Sizes().rounds == 3 and Sizes().kills
 
 
 def test_times_come_from_the_log_the_parts_and_the_peers_lines(tmp_path: Path) -> None:

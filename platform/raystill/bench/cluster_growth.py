@@ -34,26 +34,29 @@ TASK_SECONDS = _SECONDS_PER_ROW * _ROWS_PER_PART / _IN_FLIGHT
 _SLOW = {SECONDS_PER_ROW_VARIABLE: str(_SECONDS_PER_ROW)}
 _NUM_PROMPTS = 60
 _KILL = KillSizes(width=64, prompts=100)
-_LONGEST_SECONDS, _LOOK_SECONDS, _LONGEST_SAID = 600.0, 0.02, 3000
+# A look for nodes takes a while itself, from a core that the sides compute on.
+_LONGEST_SECONDS, _LOOK_SECONDS, _LONGEST_SAID = 600.0, 0.1, 3000
 _Found = dict[str, dict[str, list[float]]]
 
 
-def measure_growth(rounds: int) -> _Found:
-    """Seconds of every round by side: driver's start to first node and row, kill to next row, last row to no
-    node."""
+def measure_growth(rounds: int, *, kills: bool) -> _Found:
+    """Seconds of every round by side: driver's start to first node and row, last row to no node; with
+    `kills`, which ends the node after its first row, from then to the next row."""
     found: _Found = {side: {} for side in (OURS, TASKS)}
     with (
         tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch,
         growing_cluster(_NODE, _MOST, environment=_SLOW) as cluster,
     ):
+        _grow_with_tasks(cluster, Path(scratch), "first", kills=False)  # until then the autoscaler starts
         for number in range(rounds):
             for side, measure in ((TASKS, _grow_with_tasks), (OURS, _grow_with_teacher)):
-                for metric, seconds in measure(cluster, Path(scratch), f"grown-{number}").items():
-                    found[side].setdefault(metric, []).append(seconds)
+                seconds = measure(cluster, Path(scratch), f"grown-{number}", kills=kills)
+                for metric, value in seconds.items():
+                    found[side].setdefault(metric, []).append(value)
     return found
 
 
-def _grow_with_teacher(cluster: GrowingCluster, scratch: Path, name: str) -> dict[str, float]:
+def _grow_with_teacher(cluster: GrowingCluster, scratch: Path, name: str, *, kills: bool) -> dict[str, float]:
     values = taught_run(scratch, name, _NUM_PROMPTS, eval_size=10)
     values["teacher"]["open"]["pipeline"]["batch_size"] = _IN_FLIGHT
     values["teacher"]["store"] = {"num_partitions": 4, "rows_per_part": _ROWS_PER_PART}
@@ -62,15 +65,15 @@ def _grow_with_teacher(cluster: GrowingCluster, scratch: Path, name: str) -> dic
     paths = run_pipeline(load_config([config]), until="prepare").paths
     command = ["raystill.cli.main", "run", "--config", str(config), "--until", "generate"]
     with _started(cluster, command, scratch) as driver:
-        return _follow(cluster, driver, lambda: part_times(paths.store))
+        return _follow(cluster, driver, lambda: part_times(paths.store), kills=kills)
 
 
-def _grow_with_tasks(cluster: GrowingCluster, scratch: Path, name: str) -> dict[str, float]:
+def _grow_with_tasks(cluster: GrowingCluster, scratch: Path, name: str, *, kills: bool) -> dict[str, float]:
     """As many tasks as the teacher writes parts; each writes a line with its time into a file."""
     done = scratch / f"{name}.done"
     command = [_MODULE, "tasks", str(done), str(_NUM_PROMPTS // _ROWS_PER_PART)]
     with _started(cluster, command, scratch) as driver:
-        return _follow(cluster, driver, lambda: times_in(done))
+        return _follow(cluster, driver, lambda: times_in(done), kills=kills)
 
 
 def times_in(file: Path) -> list[float]:
@@ -82,27 +85,29 @@ def _follow(
     cluster: GrowingCluster,
     driver: subprocess.Popen[bytes],
     rows: Callable[[], list[float]],
+    *,
+    kills: bool,
 ) -> dict[str, float]:
-    """Kill the node after the first row, and let the rest be done. `rows` are times of useful work so far."""
+    """Let all be done; with `kills` the node goes after the first row. `rows` are times of useful work."""
     started = psutil.Process(driver.pid).create_time()
     _wait_until(lambda: bool(cluster.raylets()), driver)
     came = time.time()
-    _wait_until(lambda: bool(rows()), driver)
-    cluster.kill_nodes()
-    killed, before = time.time(), len(rows())
-    _wait_until(lambda: len(rows()) > before, driver)
+    found = {"first_node_s": came - started}
+    if kills:
+        _wait_until(lambda: bool(rows()), driver)
+        cluster.kill_nodes()
+        killed, before = time.time(), len(rows())
+        _wait_until(lambda: len(rows()) > before, driver)
+        found["next_row_s"] = rows()[before] - killed
     if driver.wait(_LONGEST_SECONDS):
         raise EnvironmentFault("a side of the benchmark failed", where=str(driver.args))
     deadline = time.monotonic() + _LONGEST_SECONDS
-    while cluster.raylets() and time.monotonic() < deadline:
+    while cluster.raylets():
+        if time.monotonic() > deadline:
+            raise EnvironmentFault("nodes stay although they are idle", where=str(driver.args))
         time.sleep(_LOOK_SECONDS)
-    drained, times = time.time(), rows()
-    return {
-        "first_node_s": came - started,
-        "first_row_s": times[0] - started,
-        "next_row_s": times[before] - killed,
-        "drain_s": drained - times[-1],
-    }
+    times = rows()
+    return found | {"first_row_s": times[0] - started, "drain_s": time.time() - times[-1]}
 
 
 def measure_training_loss(rounds: int) -> _Found:

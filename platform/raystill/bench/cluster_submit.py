@@ -42,6 +42,9 @@ def measure_submits(rounds: int) -> dict[str, dict[str, list[float]]]:
         package = str(Path(raystill.__file__).parents[1])
         environment = {"env_vars": {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"}}
         (folder / _RUNTIME_ENV).write_text(yaml.safe_dump(environment), encoding="utf-8")
+        _submit_printing(
+            head, folder, Path(scratch) / "first"
+        )  # the head's own agents start with a first job
         for number in range(rounds):
             theirs["first_words_s"].append(_submit_printing(head, folder, Path(scratch) / f"time-{number}"))
             words, row = _submit_run(head, folder, Path(scratch), f"job-{number}")
