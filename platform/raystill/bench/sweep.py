@@ -38,7 +38,7 @@ class Sizes:
 
     ranks: tuple[int, ...] = (8, 16)
     rates: tuple[float, ...] = _RATES
-    steps: int = 80
+    steps: int = 48
     prompts: int = 1200
     peers: tuple[str, ...] = PEERS
 
