@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from raystill.bench.cluster import OURS, QUICK, Sizes, compare
@@ -23,6 +25,14 @@ def test_every_figure_stands_beside_the_least_that_ray_takes() -> None:
     assert [row.ours for row in compare("the only node killed", nodes)] == [30.0]
     (step,) = compare("the only node killed", {OURS: {"next_step_s": [40.0]}, TRAIN: {"next_step_s": [20.0]}})
     assert step.metric == "kill -9 to the next new step, s" and step.ratio == 2.0
+
+
+def test_the_peers_import_none_of_our_libraries() -> None:
+    listed = (
+        "import sys, raystill.bench.cluster_sides; print({'torch', 'ray', 'pydantic'} & sys.modules.keys())"
+    )
+    found = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_quick_takes_one_round_and_kills_nothing() -> None:

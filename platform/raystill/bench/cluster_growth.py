@@ -30,7 +30,7 @@ _MODULE = "raystill.bench.cluster_sides"
 _NODE, _MOST = {"CPU": 1.0}, 1
 # A part of the store holds so many rows, of which so many are in flight; a task of the peer's takes as long.
 _ROWS_PER_PART, _IN_FLIGHT, _SECONDS_PER_ROW = 4, 2, 0.2
-TASK_SECONDS = _SECONDS_PER_ROW * _ROWS_PER_PART / _IN_FLIGHT
+_TASK_SECONDS = _SECONDS_PER_ROW * _ROWS_PER_PART / _IN_FLIGHT
 _SLOW = {SECONDS_PER_ROW_VARIABLE: str(_SECONDS_PER_ROW)}
 _NUM_PROMPTS = 60
 _KILL = KillSizes(width=64, prompts=100)
@@ -71,7 +71,7 @@ def _grow_with_teacher(cluster: GrowingCluster, scratch: Path, name: str, *, kil
 def _grow_with_tasks(cluster: GrowingCluster, scratch: Path, name: str, *, kills: bool) -> dict[str, float]:
     """As many tasks as the teacher writes parts; each writes a line with its time into a file."""
     done = scratch / f"{name}.done"
-    command = [_MODULE, "tasks", str(done), str(_NUM_PROMPTS // _ROWS_PER_PART)]
+    command = [_MODULE, "tasks", str(done), str(_NUM_PROMPTS // _ROWS_PER_PART), str(_TASK_SECONDS)]
     with _started(cluster, command, scratch) as driver:
         return _follow(cluster, driver, lambda: times_in(done), kills=kills)
 

@@ -1,7 +1,7 @@
 """The peers of the cluster benchmark: drivers that use Ray for nothing but what is measured.
 
-`python -m raystill.bench.cluster_sides tasks DONE NUMBER` and `... train STEPS STORAGE` join the
-cluster at RAY_ADDRESS.
+`python -m raystill.bench.cluster_sides tasks DONE NUMBER SECONDS` and `... train STEPS STORAGE` join the
+cluster at RAY_ADDRESS. Nothing of raystill is imported: its libraries are no part of what Ray takes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raystill.bench.cluster_growth import TASK_SECONDS
-from raystill.train.metrics import iter_metrics
-
 _STEP_SECONDS = 0.02
 _NUM_STEPS = 100_000
 
 
-def run_tasks(done: Path, number: int) -> None:
-    """`number` tasks of one CPU, started again where they are lost, that write when they were done."""
+def run_tasks(done: Path, number: int, seconds: float) -> None:
+    """`number` tasks of one CPU and some `seconds`, started again where they are lost, that write when they
+    were done."""
     import ray
 
     _join()
     task: Any = ray.remote(num_cpus=1, max_retries=-1)(_sleep_and_say)
-    ray.get([task.remote(str(done)) for _ in range(number)])
+    ray.get([task.remote(str(done), seconds) for _ in range(number)])
 
 
-def _sleep_and_say(done: str) -> None:
-    time.sleep(TASK_SECONDS)
+def _sleep_and_say(done: str, seconds: float) -> None:
+    time.sleep(seconds)
     with open(done, "a", encoding="utf-8") as stream:
         stream.write(f"{time.time()}\n")
 
@@ -56,7 +54,8 @@ def run_train(steps: Path, storage: Path) -> None:
 
 def _count(settings: dict[str, str]) -> None:
     steps = Path(settings["steps"])
-    first = max((int(line["step"]) for line in iter_metrics(steps)), default=0) + 1
+    done = steps.read_text(encoding="utf-8").splitlines() if steps.exists() else []
+    first = max((int(json.loads(line)["step"]) for line in done if line.endswith("}")), default=0) + 1
     for step in range(first, _NUM_STEPS):
         time.sleep(_STEP_SECONDS)
         with steps.open("a", encoding="utf-8") as stream:
@@ -70,7 +69,7 @@ def _join() -> None:
 
 
 SIDES: dict[str, Callable[..., None]] = {
-    "tasks": lambda done, number: run_tasks(Path(done), int(number)),
+    "tasks": lambda done, number, seconds: run_tasks(Path(done), int(number), float(seconds)),
     "train": lambda steps, storage: run_train(Path(steps), Path(storage)),
 }
 
