@@ -32,16 +32,13 @@ def parallel_coordinates(names: Sequence[str], paths: Sequence[Path], *, title: 
         tag("title", {}, title),
         tag("desc", {}, f"{len(paths)} lines over the axes {', '.join(names)}"),
     ]
-    for index, (name, scale) in enumerate(zip(names, scales, strict=True)):
+    for index, name in enumerate(names):
         x = _SIDE + index * _BETWEEN
         body.append(
             tag("line", {"class": "axis-line", "x1": x, "x2": x, "y1": _TOP, "y2": _HEIGHT - _BOTTOM})
         )
         head = {"class": "tick", "x": x, "y": 16 if index % 2 else 28, "text-anchor": "middle"}
         body.append(tag("text", head, _short(shorten(name, names))))
-        for label, share in scale.ticks():
-            place = {"class": "tick", "x": x - 6, "y": _y(share) + 4, "text-anchor": "end"}
-            body.append(tag("text", place, label))
     for path in paths:
         points = [
             f"{_SIDE + index * _BETWEEN:.1f} {_y(height):.1f}"
@@ -50,6 +47,11 @@ def parallel_coordinates(names: Sequence[str], paths: Sequence[Path], *, title: 
         ]
         course = {"class": f"curve {path.css}", "d": "M" + "L".join(points)}
         body.append(tag("path", course, tag("title", {}, path.label)))
+    for index, scale in enumerate(scales):  # above the lines, which would strike them out
+        for label, share in scale.ticks():
+            x = _SIDE + index * _BETWEEN - 6
+            place = {"class": "tick over", "x": x, "y": _y(share) + 4, "text-anchor": "end"}
+            body.append(tag("text", place, label))
     size = {"viewBox": f"0 0 {width:.0f} {_HEIGHT:.0f}", "role": "img", "class": "chart"}
     return tag("figure", {}, tag("svg", size, *body))
 

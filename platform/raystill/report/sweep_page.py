@@ -12,7 +12,7 @@ from raystill.report.document import render_document
 from raystill.report.layout import format_duration, section, table, tiles
 from raystill.report.markup import Child, Html, tag
 from raystill.report.parallel import Path as Course
-from raystill.report.parallel import parallel_coordinates
+from raystill.report.parallel import parallel_coordinates, shorten
 from raystill.report.sweep_facts import SweepFacts, SweepTrial
 from raystill.run.publish import publish_file
 
@@ -128,7 +128,10 @@ def _table(facts: SweepFacts) -> Html:
         "Trials",
         "Also in trials.parquet and trials.csv.",
         table(
-            ["trial", "outcome", facts.metric, *paths, "time"], rows, caption="Every trial.", numeric_from=2
+            ["trial", "outcome", facts.metric, *(shorten(path, paths) for path in paths), "time"],
+            rows,
+            caption="Every trial.",
+            numeric_from=2,
         ),
     )
 
