@@ -10,12 +10,10 @@ import pytest
 
 from raystill.config.loaded import LoadedConfig
 from raystill.config.tune import TuneSection
-from raystill.errors import ConfigError, DataError, DivergenceError
+from raystill.errors import ConfigError, DivergenceError
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths, TrialPaths
-from raystill.tune import search as module
-from raystill.tune.records import begin_trial, finish_trial
-from raystill.tune.sweep import run_sweep
+from raystill.tune.records import begin_trial
 from raystill.tune.trial import TrialReporter
 
 RATE = "train.distillation.learning_rate"
@@ -49,20 +47,3 @@ def test_a_metric_that_is_not_finite_ends_its_trial(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match="eval/ce is nan at step 5") as caught:
         reporter_in(tmp_path, "eval/ce").report(5, {"step": 5, "eval/ce": math.nan})
     assert caught.value.exit_code == 6
-
-
-def test_a_sweep_whose_trials_all_failed_has_no_winner_and_says_why(
-    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """I40: NaN everywhere."""
-    loaded = sweep_config("nowhere", search="grid", scheduler="none", space={RATE: {"grid": [1e-3, 1e-2]}})
-    sweep = SweepPaths.of(RunPaths.from_config(loaded.config), "sweep")
-    for number, rate in enumerate((1e-3, 1e-2)):
-        begin_trial(sweep, number, str(number), {RATE: rate})
-        finish_trial(sweep, number, "failed", problem="eval/ce is nan at step 1")
-    monkeypatch.delattr(module, "ray_session")  # all trials are done: nothing is started
-    with pytest.raises(DataError, match="no trial reported its metric") as caught:
-        run_sweep(loaded)
-    assert caught.value.exit_code == 3
-    assert caught.value.problems[0].fix.count("eval/ce is nan") == 2
-    assert sweep.table.exists() and not sweep.best.exists()

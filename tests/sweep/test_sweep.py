@@ -24,7 +24,8 @@ from raystill.config.schema import Config
 from raystill.errors import ConfigError, DataError, DiskFault, EnvironmentFault
 from raystill.run.paths import RunPaths
 from raystill.run.sweep_paths import SweepPaths
-from raystill.tune.records import TrialRecord, begin_trial, load_trials
+from raystill.tune import search
+from raystill.tune.records import TrialRecord, begin_trial, finish_trial, load_trials
 from raystill.tune.sweep import run_sweep
 
 pytestmark = pytest.mark.ray
@@ -295,3 +296,20 @@ def test_a_run_without_answers_gets_no_files(sweep_config: SweepConfig, tmp_path
     with pytest.raises(DataError, match="needs the output of generate"):
         run_sweep(empty)
     assert not RunPaths.from_config(empty.config).root.exists()
+
+
+def test_a_sweep_whose_trials_all_failed_has_no_winner_and_says_why(
+    sweep_config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I40: NaN everywhere."""
+    loaded = sweep_config("nowhere", search="grid", scheduler="none", space={RATE: {"grid": [1e-3, 1e-2]}})
+    sweep = SweepPaths.of(RunPaths.from_config(loaded.config), "sweep")
+    for number, rate in enumerate((1e-3, 1e-2)):
+        begin_trial(sweep, number, str(number), {RATE: rate})
+        finish_trial(sweep, number, "failed", problem="eval/ce is nan at step 1")
+    monkeypatch.delattr(search, "ray_session")  # all trials are done: nothing is started
+    with pytest.raises(DataError, match="no trial reported its metric") as caught:
+        run_sweep(loaded)
+    assert caught.value.exit_code == 3
+    assert caught.value.problems[0].fix.count("eval/ce is nan") == 2
+    assert sweep.table.exists() and not sweep.best.exists()
