@@ -3,7 +3,7 @@
 Ours is `raystill tune`: trials run flat, in processes that stay, as many at once as there are cores, and
 share encoded rows. The peers are what Ray's documentation shows for distributed training under Tune: every
 trial is a driver of its own that starts a TorchTrainer with one worker (1 CPU), which loads everything. Where
-drivers take Ray's default of 1 CPU, one trial trains at a time on two cores; where they reserve nothing, as
+drivers take Ray's default of 1 CPU, one trial trains at a time on two cores; where they reserve no CPU, as
 many train at once as with us. The goal holds against both. All train by the same loop with the same threads,
 so losses are equal.
 

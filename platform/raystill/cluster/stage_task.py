@@ -5,8 +5,6 @@ The head of a cluster schedules nothing and may be tiny: a driver there can't ev
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from raystill.errors import EnvironmentFault, RaystillError
 from raystill.run.events import EventLog, EventName
 from raystill.run.manifest import Manifest
 from raystill.run.paths import RunPaths, StageName
+from raystill.run.relay import relay
 from raystill.run.remote import open_place
 from raystill.run.stage import StageContext, StageResult
 
@@ -132,23 +131,12 @@ def _work(body: _Body, order: _Order, num_cpus: float) -> Iterator[_Word]:
     """The task. The body runs in a thread, so that its events are passed on as they come."""
     import torch
 
-    words: queue.SimpleQueue[_Word | BaseException] = queue.SimpleQueue()
     torch.set_num_threads(max(int(num_cpus), 1))
 
-    def run() -> None:
-        try:
-            words.put(body(order.open(_RelayedEvents(words.put))))
-        except BaseException as error:  # noqa: BLE001 (raised below, whatever it is)
-            words.put(error)
+    def work(tell: Callable[[_Word], None]) -> _Word:
+        return body(order.open(_RelayedEvents(tell)))
 
-    threading.Thread(target=run, name="stage", daemon=True).start()
-    while True:
-        word = words.get()
-        if isinstance(word, BaseException):
-            raise word
-        yield word
-        if isinstance(word, StageResult):
-            return
+    yield from relay(work, "stage")
 
 
 def _died(demand: Demand, error: Exception) -> EnvironmentFault:

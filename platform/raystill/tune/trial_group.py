@@ -8,16 +8,15 @@ process, in Tune's group, end with the trial however it ends, and Tune frees wha
 
 from __future__ import annotations
 
-import queue
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
 from raystill.errors import RaystillError
+from raystill.run.relay import relay
 from raystill.train.group import WorkerGroup
 from raystill.train.network import meet_where_ray_does
 from raystill.tune.entry import SweepJob
@@ -83,24 +82,12 @@ class _TrialWorker:
         self, job: SweepJob, number: int, params: dict[str, Any], rank: int, size: int, address: str
     ) -> Iterator[_Word]:
         """Train; yields what Ray Tune is to know as it comes, and the seconds of the steps at the end."""
-        words: queue.SimpleQueue[_Word | BaseException] = queue.SimpleQueue()
 
-        def work() -> None:
-            try:
-                _join_group(job.device, rank, size, address)
-                group = WorkerGroup(rank, size)
-                words.put(train_alone(job, number, params, group, lambda *word: words.put(word)))
-            except BaseException as error:  # noqa: BLE001 (raised below, whatever it is)
-                words.put(error)
+        def work(tell: Callable[[_Word], None]) -> _Word:
+            _join_group(job.device, rank, size, address)
+            return train_alone(job, number, params, WorkerGroup(rank, size), lambda *word: tell(word))
 
-        threading.Thread(target=work, name="trial", daemon=True).start()
-        while True:
-            word = words.get()
-            if isinstance(word, BaseException):
-                raise word
-            yield word
-            if isinstance(word, float):
-                return
+        yield from relay(work, "trial")
 
 
 def _join_group(device: str, rank: int, size: int, address: str) -> None:
